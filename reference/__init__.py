@@ -1,0 +1,1 @@
+"""What the bits must be: every operation in plain PyTorch, in one fixed order."""

@@ -245,7 +245,8 @@ class _Workspace:
         self.largest.bitwise_left_shift_(23)
         torch.bitwise_and(c.view(torch.int32), 0x7F800000, out=self.of_c)
         torch.maximum(self.largest, self.of_c, out=self.largest)
-        torch.sub((254 + core.fraction_bits) << 23, self.largest, out=self.scale_bits)
+        # Biased, F - E is 254 + F less E's field; modulo 2**32, as the difference fits again.
+        torch.sub(((254 + core.fraction_bits) << 23) - (1 << 32), self.largest, out=self.scale_bits)
         scale = self.scale_bits.view(torch.float32)  # 2**(F - E), exact
         self.product.mul_(scale)
         terms = self.terms.view(core.group, *c.shape)

@@ -43,7 +43,7 @@ def lm_head(  # [T, H], [V, H], [V] -> [T, V]
     when it is not within 1 … V.
     """
     acc = _accumulate(hidden, weight, bias, contract)
-    logits = acc if contract.logits_dtype == "float32" else round_to(acc, hidden.dtype)
+    logits = round_to(acc, torch.float32 if contract.logits_dtype == "float32" else hidden.dtype)
     if vocab_size is not None:
         if not 1 <= vocab_size <= logits.shape[1]:
             raise ValueError(f"vocab_size {vocab_size} is not within 1 … {logits.shape[1]}")

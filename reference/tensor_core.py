@@ -20,7 +20,7 @@ from torch import Tensor
 
 from . import fast
 from .arch import Arch, TensorCore, get_arch
-from .fast import PreparedWeight
+from .fast import PreparedWeight as PreparedWeight
 from .floats import bits, canonical_nan, exponent, fma, power_of_two, round_to
 
 Precision = Literal["tf32", "ieee"]

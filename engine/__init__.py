@@ -1,0 +1,1 @@
+"""Batched runs of whole models on the kernels."""

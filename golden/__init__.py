@@ -1,0 +1,1 @@
+"""What the reference said, kept: golden token streams, their store, and the checks against it."""

@@ -1,0 +1,5 @@
+"""`python -m bitassay.golden` is the `bitassay` command."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,33 @@
+"""Why something could not be recorded or checked; every one of these ends in exit status 2."""
+
+
+class GoldenError(Exception):
+    """Bad input or a bad store: the message says what was expected, found, and what to do."""
+
+
+class StoreError(GoldenError):
+    """The store is missing, read-only, locked, or may not be written now."""
+
+
+class MissingError(StoreError):
+    """There is no store, or it holds no golden of this name."""
+
+
+class CorruptError(StoreError):
+    """Stored bytes are not the bytes that were written."""
+
+
+class SchemaError(StoreError):
+    """A newer bitassay wrote this; reading it with this one could misjudge it."""
+
+
+class StaleError(GoldenError):
+    """The golden was recorded under another contract, model, tokenizer or prompts."""
+
+
+class PromptError(GoldenError):
+    """A prompts file that cannot be read, or ids that the model does not have."""
+
+
+class CannotRunError(GoldenError):
+    """What was asked to run cannot run here; nothing else was run in its place."""

@@ -1,0 +1,89 @@
+"""Runs kernels in the GPU-emulating interpreter, in a process of its own.
+
+Triton reads TRITON_INTERPRET when it is imported and the emulation has one architecture a process,
+so the parent starts `python -m bitassay.golden.interpreter` and compares what it writes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import bitassay
+from bitassay.reference.checkpoint import load_checkpoint
+
+from .errors import CannotRunError
+from .runners import Job, run_engine
+from .stream import ARRAYS, LABELS, TokenStream
+
+
+def run_interpreter(job: Job) -> TokenStream:
+    """Return what the engine generates on kernels under the emulation of the job's architecture.
+
+    Raises CannotRunError, with the last lines of what the process wrote, when it fails.
+    """
+    with tempfile.TemporaryDirectory(prefix="bitassay-") as folder:
+        request, answer = Path(folder, "job.json"), Path(folder, "stream.npz")
+        request.write_text(json.dumps(asdict(job) | {"model": str(job.model.resolve())}))
+        process = subprocess.run(
+            [sys.executable, "-m", "bitassay.golden.interpreter", str(request), str(answer)],
+            env=_environment(job.arch),
+            capture_output=True,
+            text=True,
+        )
+        if process.returncode != 0 or not answer.exists():
+            said = "\n  ".join((process.stderr or process.stdout).strip().splitlines()[-8:])
+            raise CannotRunError(
+                f"kernels in the interpreter as {job.arch} ended with status "
+                f"{process.returncode}, and nothing else was run in their place:\n  {said}"
+            )
+        return _load(answer)
+
+
+def _environment(arch: str) -> dict[str, str]:
+    """This process's environment, with the emulation switched on and the same bitassay."""
+    here = str(Path(bitassay.__file__).parents[1])
+    paths = [here, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    return os.environ | {
+        "TRITON_INTERPRET": "1",
+        "BITASSAY_ARCH": arch,
+        "CUDA_VISIBLE_DEVICES": "",
+        "PYTHONPATH": os.pathsep.join(paths),
+        "PYTHONSAFEPATH": "1",
+    }
+
+
+def _main(request: Path, answer: Path) -> None:
+    fields = json.loads(request.read_text())
+    prompts = tuple(map(tuple, fields.pop("prompts")))
+    names = tuple(fields.pop("prompt_names"))
+    job = Job(**fields, prompts=prompts, prompt_names=names)
+    job = replace(job, model=Path(job.model))
+    stream = run_engine(job, load_checkpoint(job.model), device="cpu")
+    _save(stream, answer)
+
+
+def _save(stream: TokenStream, path: Path) -> None:
+    labels = json.dumps({name: getattr(stream, name) for name in LABELS})
+    values: dict[str, Any] = {**stream.arrays, "labels": np.array(labels)}
+    np.savez(path, **values)
+
+
+def _load(path: Path) -> TokenStream:
+    with np.load(path, allow_pickle=False) as data:
+        values: dict[str, Any] = json.loads(str(data["labels"]))
+        values |= {name: tuple(values[name]) for name in ("operations", "prompt_names")}
+        values |= {name: data[name] for name in ARRAYS}
+    return TokenStream(**values)
+
+
+if __name__ == "__main__":
+    _main(Path(sys.argv[1]), Path(sys.argv[2]))

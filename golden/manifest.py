@@ -1,0 +1,106 @@
+"""manifest.jsonl: one line of text a golden, sorted by name: what a reviewer reads in a diff."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+
+from .errors import CorruptError
+from .layout import SUMS, canonical, require_schema, sha256
+from .provenance import SCHEMA, Confirmation, Provenance
+from .stream import TokenStream
+
+MANIFEST = "manifest.jsonl"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One golden as its manifest line states it.
+
+    digest: of the content, and the directory's name. files: sha256 of its SHA256SUMS. bytes: size
+    of all its files. distinct_rows: different rows of logits seen. confirmed: as in Provenance.
+    """
+
+    name: str
+    digest: str
+    prompts: int
+    tokens: int
+    distinct_rows: int
+    bytes: int
+    contract_version: int
+    contract: str
+    model: str
+    files: str
+    confirmed: tuple[Confirmation, ...] = ()
+    schema: int = SCHEMA
+
+    @property
+    def directory(self) -> str:
+        """Where the golden lies, relative to the store."""
+        return f"{self.name}/{self.digest}"
+
+    @property
+    def line(self) -> str:
+        """The manifest line, ending in a checksum of the rest."""
+        facts = asdict(self)
+        facts["confirmed"] = facts["confirmed"] or "emulated"
+        return json.dumps(facts | {"checksum": sha256(canonical(facts))})
+
+
+def describe(
+    stream: TokenStream, provenance: Provenance, digest: str, files: dict[str, bytes]
+) -> Entry:
+    """Return the manifest entry of a golden that has been encoded into `files`."""
+    identity = provenance.identity
+    return Entry(
+        name=identity.name,
+        digest=digest,
+        prompts=len(stream.prompt_names),
+        tokens=stream.tokens.size,
+        distinct_rows=stream.distinct_rows,
+        bytes=sum(map(len, files.values())),
+        contract_version=identity.contract_version,
+        contract=identity.contract,
+        model=identity.model,
+        files=sha256(files[SUMS]),
+        confirmed=provenance.confirmed,
+    )
+
+
+def render(entries: dict[str, Entry]) -> bytes:
+    """Return the manifest's bytes."""
+    return "".join(entries[name].line + "\n" for name in sorted(entries)).encode()
+
+
+def parse(data: bytes) -> dict[str, Entry]:
+    """Return the entries by name; CorruptError unless every byte is as `render` wrote it."""
+    entries: dict[str, Entry] = {}
+    for number, line in enumerate(data.split(b"\n")[:-1], start=1):
+        entry = _parse_line(line, number)
+        entries[entry.name] = entry
+    if render(entries) != data:
+        raise CorruptError(
+            "it is cut short, out of order or names a golden twice: restore it from git"
+        )
+    return entries
+
+
+def _parse_line(line: bytes, number: int) -> Entry:
+    try:
+        facts = json.loads(line)
+        checksum = facts.pop("checksum", None)
+        schema = facts["schema"] if isinstance(facts.get("schema"), int) else SCHEMA
+    except (ValueError, AttributeError, TypeError) as error:
+        raise _damaged(number, str(error)) from None
+    require_schema(schema)  # first: a newer schema may have another checksum
+    if checksum != sha256(canonical(facts)):
+        raise _damaged(number, "its checksum does not fit")
+    if facts.keys() != {field.name for field in fields(Entry)}:
+        raise _damaged(number, "its fields are not those of this schema")
+    confirmed = facts.pop("confirmed")
+    machines = () if confirmed == "emulated" else tuple(Confirmation(**c) for c in confirmed)
+    return Entry(**facts, confirmed=machines)
+
+
+def _damaged(number: int, why: str) -> CorruptError:
+    return CorruptError(f"line {number} is damaged ({why}): restore it from git")

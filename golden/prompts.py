@@ -1,0 +1,76 @@
+"""Prompts: a file of them, one JSON object a line, and their token ids."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import PromptError
+from .layout import sha256
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt: `id` names it, `token_ids` is None where `text` is still to be encoded."""
+
+    id: str
+    text: str | None
+    token_ids: tuple[int, ...] | None = None
+
+
+def load_prompts(path: Path) -> tuple[list[Prompt], str]:
+    """Return the prompts of a file and the sha256 of the file.
+
+    Each line is {"id": …, "text": …} or {"id": …, "token_ids": […]}; other keys are for people.
+    Raises PromptError naming the line.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise PromptError(f"prompts {path} cannot be read: {error.strerror}") from None
+    lines = data.decode("utf-8", errors="replace").splitlines()
+    prompts = [_parse(line, f"{path} line {n}") for n, line in enumerate(lines, 1) if line.strip()]
+    if not prompts:
+        raise PromptError(f"{path} holds no prompts")
+    names = [prompt.id for prompt in prompts]
+    if repeated := {name for name in names if names.count(name) > 1}:
+        raise PromptError(f"{path}: id {min(repeated)!r} stands there more than once")
+    return prompts, sha256(data)
+
+
+def encode_prompts(prompts: list[Prompt], tokenizer: Tokenizer, vocab_size: int) -> list[list[int]]:
+    """Return the token ids of each prompt; PromptError for none or for one the model lacks."""
+    encoded = []
+    for prompt in prompts:
+        ids = prompt.token_ids
+        if ids is None:
+            ids = tuple(tokenizer.encode(prompt.text, add_special_tokens=False).ids)
+        if not ids:
+            raise PromptError(f"prompt {prompt.id!r} has no tokens: at least one is needed")
+        for position, i in enumerate(ids):
+            if not 0 <= i < vocab_size:
+                raise PromptError(
+                    f"prompt {prompt.id!r}, position {position}: token id {i}, but the model's "
+                    f"vocabulary has ids 0 to {vocab_size - 1}"
+                )
+        encoded.append(list(ids))
+    return encoded
+
+
+def _parse(line: str, where: str) -> Prompt:
+    try:
+        record: Any = json.loads(line)
+    except ValueError as error:
+        raise PromptError(f"{where} is not JSON: {error}") from None
+    if not isinstance(record, dict) or not isinstance(record.get("id"), str):
+        raise PromptError(f'{where}: expected an object with a text "id", found {line[:60]!r}')
+    text, ids = record.get("text"), record.get("token_ids")
+    whole = isinstance(ids, list) and all(type(i) is int for i in ids)
+    if not (isinstance(text, str) if ids is None else whole):
+        raise PromptError(f'{where}: expected "text" or a list "token_ids", found {line[:60]!r}')
+    return Prompt(record["id"], text, None if ids is None else tuple(ids))

@@ -1,0 +1,154 @@
+"""What the command prints: verdicts, differences, goldens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from .compare import Comparison, Counts, Difference
+from .manifest import Entry
+from .store import Golden
+from .stream import TOP, TokenStream
+
+Decode = Callable[[list[int]], str]
+
+_LISTED = 10  # differing streams named one by one
+_PROMPT_TAIL = 72  # characters of the prompt that are shown, the last ones
+
+
+def counts(c: Counts) -> str:
+    """Return counts in words."""
+    return (
+        f"{c.streams:,} prompts, {c.tokens:,} tokens, {c.logits:,} logits, "
+        f"{c.fingerprints:,} fingerprints"
+    )
+
+
+def verdict(name: str, what: str, comparison: Comparison) -> Text:
+    """One line: equal or different, and how much was compared."""
+    if comparison.equal:
+        text = Text.assemble((f"{name}: equal", "bold green"), f" ({what}): ")
+        return text.append(f"{counts(comparison.compared)}; 0 different")
+    text = Text.assemble((f"{name}: different", "bold red"), f" ({what}): ")
+    return text.append(
+        f"{comparison.different.streams:,} of {comparison.compared.streams:,} streams differ; "
+        f"different: {counts(comparison.different).split(', ', 1)[1]}; "
+        f"compared: {counts(comparison.compared)}"
+    )
+
+
+def difference(comparison: Comparison, decode: Decode) -> Group:
+    """The first difference in full, then where each of the other streams first differs."""
+    first, *others = comparison.differences
+    parts: list[RenderableType] = list(_first(comparison, first, decode))
+    for other in others[: _LISTED - 1]:
+        parts.append(Text(f"  also {_where(comparison.expected, other)}"))
+    if len(others) >= _LISTED:
+        parts.append(Text(f"  and {len(others) - _LISTED + 1} more streams"))
+    return Group(*parts)
+
+
+def _first(c: Comparison, d: Difference, decode: Decode) -> Iterator[RenderableType]:
+    expected, found = c.expected, c.found
+    yield Text(f"  first {_where(expected, d)}")
+    yield Text(f"  prompt text   {_tail(decode(expected.prompt(d.prompt)))}")
+    if d.step is None:
+        o = expected.operations.index(d.operation or "")
+        want, got = (x.prompt_fingerprints[d.prompt, o] for x in (expected, found))
+        yield Text(f"  prompt rows   expected fingerprint {want:#018x}, found {got:#018x}")
+        return
+    at = (d.prompt, d.step)
+    said = decode(expected.tokens[d.prompt, : d.step].tolist())
+    yield Text(f"  so far        {_tail(said)}")
+    for label, stream in (("expected", expected), ("found", found)):
+        token = int(stream.tokens[at])
+        yield Text(
+            f"  {label:<13} token {token} {decode([token])!r}, logit {_bits(stream, at, 0)}, "
+            f"margin {int(stream.margins[at])} ulps"
+        )
+    yield Text(f"  differing     {', '.join(d.arrays)}")
+    for o, operation in enumerate(expected.operations):
+        want, got = (int(x.fingerprints[(*at, o)]) for x in (expected, found))
+        mark = "equal" if want == got else "different"
+        yield Text(f"  fingerprint   {operation}: expected {want:#018x}, found {got:#018x}, {mark}")
+    yield _ranks(expected, found, at, decode)
+
+
+def _ranks(expected: TokenStream, found: TokenStream, at: tuple[int, int], decode: Decode) -> Table:
+    table = Table("rank", "expected", "bits", "found", "bits", "", box=None, padding=(0, 2))
+    for rank in range(TOP):
+        cells = []
+        for stream in (expected, found):
+            token = int(stream.top_ids[(*at, rank)])
+            cells += [Text(f"{token} {decode([token])!r}"), Text(_bits(stream, at, rank))]
+        differs = cells[0] != cells[2] or cells[1] != cells[3]
+        table.add_row(str(rank + 1), *cells, "differs" if differs else "")
+    return table
+
+
+def _where(stream: TokenStream, d: Difference) -> str:
+    step = "its own rows" if d.step is None else f"step {d.step}"
+    operation = f"operation {d.operation}" if d.operation else "no operation: the choice alone"
+    return f"prompt {stream.prompt_names[d.prompt]}, {step}, {operation}"
+
+
+def _bits(stream: TokenStream, at: tuple[int, int], rank: int) -> str:
+    return f"0x{int(stream.top_bits[(*at, rank)]):0{stream.logit_width // 4}x}"
+
+
+def _tail(text: str) -> str:
+    return repr(text if len(text) <= _PROMPT_TAIL else "…" + text[-_PROMPT_TAIL:])
+
+
+def listing(entries: dict[str, Entry]) -> Table:
+    """One row a golden."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for header in ("golden", "prompts", "tokens", "distinct", "contract", "bytes", "confirmed"):
+        table.add_column(header, no_wrap=header != "confirmed")
+    for e in entries.values():
+        contract = f"{e.contract_version} {e.contract[:8]}"
+        numbers = (f"{e.prompts:,}", f"{e.tokens:,}", f"{e.distinct_rows:,}")
+        table.add_row(e.name, *numbers, contract, f"{e.bytes:,}", confirmed(e))
+    return table
+
+
+def confirmed(entry: Entry) -> str:
+    """How far hardware has confirmed a golden."""
+    return "; ".join(f"{c.gpu}, driver {c.driver}" for c in entry.confirmed) or "emulated"
+
+
+def facts(golden: Golden) -> Table:
+    """All that is known of a golden, one fact a row."""
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    provenance, stream = golden.provenance, golden.stream
+    rows = asdict(provenance.identity) | {
+        "content digest": golden.entry.digest,
+        "schema": provenance.schema,
+        "recorded": provenance.date,
+        "commit": f"{provenance.commit}{' with changes' if provenance.dirty else ''}",
+        "packages": ", ".join(f"{k} {v}" for k, v in provenance.packages.items()),
+        "confirmed": confirmed(golden.entry),
+        "operations": ", ".join(stream.operations),
+        "prompts × steps": f"{len(stream.prompt_names)} × {stream.steps}",
+        "distinct rows": f"{stream.distinct_rows:,} of {stream.tokens.size:,}",
+        "smallest margin": f"{int(stream.margins.min())} ulps of {stream.logits_dtype}; "
+        f"{int((stream.margins == 0).sum())} ties",
+    }
+    for key, value in rows.items():
+        table.add_row(key.replace("_", " "), Text(str(value)))
+    return table
+
+
+def streams(golden: Golden, chosen: list[int], decode: Decode) -> Iterator[Text]:
+    """The prompts and what was generated after each, as text."""
+    stream = golden.stream
+    for s in chosen:
+        yield Text(f"\n── {stream.prompt_names[s]}", style="bold")
+        prompt = Text(decode(stream.prompt(s)), style="dim")
+        yield prompt.append(Text(decode(stream.tokens[s].tolist()), style="not dim green"))

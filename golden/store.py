@@ -1,0 +1,193 @@
+"""The store: goldens written once, verified on every read, and never replaced by accident."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from . import files, layout, manifest
+from .errors import CorruptError, GoldenError, MissingError, StoreError
+from .manifest import MANIFEST, Entry
+from .provenance import ROOM, Confirmation, Provenance, in_checkout
+from .stream import TokenStream
+
+PACKAGED = ROOM / "store"
+
+
+@dataclass(frozen=True)
+class Golden:
+    """A golden as read: its manifest entry, its streams, and where they come from."""
+
+    entry: Entry
+    stream: TokenStream
+    provenance: Provenance
+
+
+def find_store(option: str | None = None) -> Store:
+    """Return the store to use: `option`, else BITASSAY_STORE, else the checkout's or packaged one.
+
+    A packaged store and one given as a URL can be read only.
+    """
+    chosen = option or os.environ.get("BITASSAY_STORE")
+    if chosen:
+        return Store(chosen, writable="://" not in chosen)
+    return Store(str(PACKAGED), writable=in_checkout())
+
+
+@dataclass(frozen=True)
+class Store:
+    """Goldens at <root>/<suite>/<arch>/<digest>/ and their manifest; root: directory or URL."""
+
+    root: str
+    writable: bool = True
+
+    def entries(self) -> dict[str, Entry]:
+        """Return what the manifest says, by name; MissingError when there is no store."""
+        try:
+            data = files.read_file(self.root, MANIFEST)
+        except (FileNotFoundError, NotADirectoryError):
+            raise MissingError(
+                f"no store at {self.root} (no {MANIFEST}): name one with --store or "
+                "BITASSAY_STORE, or make it with: bitassay record --all --accept"
+            ) from None
+        except OSError as error:
+            raise StoreError(f"store {self.root} cannot be read: {error}") from None
+        with self._naming(MANIFEST):
+            return manifest.parse(data)
+
+    def entry(self, name: str) -> Entry:
+        """Return what the manifest says of a golden; MissingError when it has none."""
+        entries = self.entries()
+        if name not in entries:
+            known = ", ".join(entries) or "none"
+            raise MissingError(
+                f"no golden {name} in store {self.root} (it has {known}): record it with: "
+                f"bitassay record {name} --accept"
+            )
+        return entries[name]
+
+    def read(self, name: str) -> Golden:
+        """Return a golden, after verifying every byte of it.
+
+        Raises MissingError, CorruptError or SchemaError. A golden replaced while it was being
+        read is read again.
+        """
+        entry = self.entry(name)
+        while True:
+            try:
+                with self._naming(name):
+                    return self._load(entry)
+            except StoreError:
+                latest = self.entry(name)
+                if latest == entry:
+                    raise
+                entry = latest
+
+    def require_writable(self, accept: bool) -> None:
+        """Raise StoreError unless writing was accepted, outside CI, to a store open for writing."""
+        if not accept:
+            raise StoreError(f"store {self.root} is written only with --accept")
+        if os.environ.get("CI"):
+            raise StoreError(
+                "CI is set in the environment, and a store is never written there: review the "
+                "difference and run with --accept elsewhere"
+            )
+        if not self.writable or (Path(self.root).exists() and not os.access(self.root, os.W_OK)):
+            raise StoreError(f"store {self.root} is read-only: name another with --store DIR")
+
+    def publish(self, stream: TokenStream, provenance: Provenance, *, accept: bool) -> Entry:
+        """Write a golden and return its entry; what is already there and whole stays as it is.
+
+        Raises StoreError without `accept`, when CI is set, and for a store that cannot be written.
+        Killed at any point, this leaves the old golden whole; the next write clears the rest.
+        """
+        self.require_writable(accept)
+        root, name = Path(self.root), provenance.identity.name
+        digest = layout.content_digest(stream, provenance.identity)
+        encoded = layout.encode(stream, provenance)
+        entry = manifest.describe(stream, provenance, digest, encoded)
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            with files.locked(root):
+                files.sweep(root)
+                entries = self.entries() if (root / MANIFEST).exists() else {}
+                old = entries.get(name)
+                if old and old.digest == digest and self._whole(old):
+                    self._prune(old)
+                    return old
+                files.write_tree(root, entry.directory, encoded)
+                self._replace_manifest(entries | {name: entry})
+                self._prune(entry)
+                files.sweep(root)
+        except OSError as error:
+            raise self._unwritable(error) from None
+        return entry
+
+    def confirm(self, golden: Golden, machine: Confirmation) -> Entry:
+        """Note in the manifest that a machine gave this golden's bits; returns the new entry."""
+        self.require_writable(accept=True)
+        try:
+            with files.locked(Path(self.root)):
+                entries = self.entries()
+                entry = entries.get(golden.entry.name)
+                if entry is None or entry.digest != golden.entry.digest:
+                    raise StoreError(f"{golden.entry.name} was replaced meanwhile: check it again")
+                machines = {(c.gpu, c.driver, c.triton, c.torch): c for c in entry.confirmed}
+                machines[machine.gpu, machine.driver, machine.triton, machine.torch] = machine
+                entry = replace(entry, confirmed=tuple(machines[key] for key in sorted(machines)))
+                self._replace_manifest(entries | {entry.name: entry})
+        except OSError as error:
+            raise self._unwritable(error) from None
+        return entry
+
+    def _load(self, entry: Entry) -> Golden:
+        def read(path: str) -> bytes:
+            return files.read_file(self.root, f"{entry.directory}/{path}")
+
+        try:
+            content = layout.read_verified(read, entry.files)
+            stream, provenance = layout.decode(content)
+        except OSError as error:
+            raise StoreError(f"cannot be read: {error}") from None
+        except (KeyError, TypeError, ValueError) as error:
+            raise CorruptError(f"not a golden of its schema ({error!r})") from None
+        digest = layout.content_digest(stream, provenance.identity)
+        described = manifest.describe(stream, provenance, digest, content)
+        if (described := replace(described, confirmed=entry.confirmed)) != entry:
+            raise CorruptError(f"its manifest line says {entry}, its content {described}")
+        return Golden(entry, stream, replace(provenance, confirmed=entry.confirmed))
+
+    def _whole(self, entry: Entry) -> bool:
+        try:
+            self._load(entry)
+        except GoldenError:
+            return False
+        return True
+
+    def _prune(self, entry: Entry) -> None:
+        """Remove this golden's earlier directories, once the manifest no longer names them."""
+        current = Path(self.root) / entry.directory
+        for directory in current.parent.iterdir():
+            if directory.is_dir() and len(directory.name) == 64 and directory != current:
+                shutil.rmtree(directory)
+
+    def _replace_manifest(self, entries: dict[str, Entry]) -> None:
+        files.replace_file(Path(self.root), MANIFEST, manifest.render(entries))
+
+    def _unwritable(self, error: OSError) -> StoreError:
+        return StoreError(
+            f"store {self.root} cannot be written ({error.strerror}: {error.filename}): name "
+            "another with --store DIR"
+        )
+
+    @contextmanager
+    def _naming(self, what: str) -> Iterator[None]:
+        """Say in every error which store and golden it is about."""
+        try:
+            yield
+        except GoldenError as error:
+            raise type(error)(f"store {self.root}: {what}: {error}") from None

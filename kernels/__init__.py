@@ -1,0 +1,1 @@
+"""The operations in Triton: any tile, any batch, the reference's bits."""

@@ -1,0 +1,167 @@
+"""What can be run with `nox -s <session>`; `nox -l` lists it.
+
+CPU sessions make their own environment with pip and constraints.txt. The sessions `gpu` and
+`bench` run in the environment of the Python that runs nox, because a GPU machine brings its own
+torch and Triton. No index is named here: pip's settings and environment choose it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+nox.options.default_venv_backend = "virtualenv"
+nox.options.error_on_external_run = True
+
+ROOT = Path(__file__).parent
+PROJECT = nox.project.load_toml("pyproject.toml")
+
+# A CPU session sees no GPU, and never imports ./kernels in place of a package of that name.
+# Triton's interpreter is switched on where it is wanted, not here: the kernel tests' conftest.
+CPU = {"CUDA_VISIBLE_DEVICES": "", "PYTHONSAFEPATH": "1"}
+
+BENCHMARKS = ("oracle", "linear")
+
+# What the installed wheel must and must not hold, relative to site-packages/bitassay.
+WHEEL_HOLDS = (
+    "py.typed",
+    "reference/tensor_core.py",
+    "kernels/linear.py",
+    "engine/context_lm.py",
+    "golden/cli.py",
+    "golden/models/context-lm/config.json",
+    "golden/models/context-lm/model.safetensors",
+    "golden/models/context-lm/tokenizer.json",
+    "golden/prompts/*",
+    "golden/store/manifest.jsonl",
+    "golden/store/context-lm/sm_89/*/zarr.json",
+    "golden/store/context-lm/sm_90/*/zarr.json",
+)
+WHEEL_LACKS = ("golden/training", "golden/store/.tmp-*", "tests", "**/test_*.py")
+
+
+def groups(*names: str) -> list[str]:
+    """Return the requirements of pyproject.toml's dependency groups."""
+    return list(nox.project.dependency_groups(PROJECT, *names))
+
+
+def install(session: nox.Session, *arguments: str) -> None:
+    """Install with the versions of constraints.txt."""
+    session.install("-c", str(ROOT / "constraints.txt"), *arguments)
+
+
+def own_python(session: nox.Session, *needed: str) -> dict[str, str]:
+    """Return the environment for running the checkout with the Python that runs nox.
+
+    Ends the session, naming them, when modules are missing: nothing is installed there.
+    """
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    if missing:
+        session.error(
+            f"{sys.executable} lacks {', '.join(missing)}. This session installs nothing, so that "
+            "the machine's own torch and Triton are measured: install what is missing there"
+        )
+    # Compiled kernels: where this is not set, the kernel tests choose the interpreter.
+    return {"PYTHONPATH": str(ROOT / "src"), "PYTHONSAFEPATH": "1", "TRITON_INTERPRET": "0"}
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and formatting (ruff) and which room may import which (import-linter)."""
+    install(session, *groups("lint"))
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    # Imports are read, never run: torch is not installed here.
+    session.run("lint-imports", "--no-cache", env={"PYTHONPATH": "src", **CPU})
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check types with mypy, strict wherever it can be."""
+    install(session, *groups("types"), "-e", ".")
+    session.run("mypy", env=CPU)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run every test that needs no GPU, the Triton kernels interpreted."""
+    install(session, *groups("test"), "-e", ".")
+    session.run("pytest", "-m", "not gpu", *session.posargs, env=CPU)
+
+
+@nox.session(default=False)
+def golden(session: nox.Session) -> None:
+    """Regenerate every golden and compare it with the store; `-- --accept` publishes."""
+    install(session, "-e", ".")
+    session.run("bitassay", "record", "--all", *session.posargs, env=CPU)
+
+
+@nox.session(default=False, venv_backend="none")
+def gpu(session: nox.Session) -> None:
+    """Run the GPU tests and check every golden on this machine's GPU."""
+    env = own_python(
+        session,
+        *("hypothesis", "numpy", "pytest", "rich", "safetensors"),
+        *("tokenizers", "torch", "triton", "typer", "zarr"),
+    )
+    python = (sys.executable, "-m")
+    options = {"env": env, "external": True}
+    session.run(*python, "pytest", "-m", "gpu", *(session.posargs or ("tests",)), **options)
+    session.run(*python, "bitassay.golden", "check", "--all", "--with", "gpu", **options)
+
+
+@nox.session(default=False, venv_backend="none")
+def bench(session: nox.Session) -> None:
+    """Run the benchmarks, or the one named first with its options: `-- oracle --help`."""
+    env = own_python(session, "torch")
+    folder = ROOT / "benchmarks"
+    env["PYTHONPATH"] += f"{os.pathsep}{folder}"  # what the scripts share
+    name, *options = session.posargs or [""]
+    named = (folder / f"{name}.py").is_file()
+    for script in [name] if named else BENCHMARKS:
+        arguments = options if named else session.posargs
+        path = str(folder / f"{script}.py")
+        session.run(sys.executable, path, *arguments, env=env, external=True)
+
+
+@nox.session(default=False)
+def wheel(session: nox.Session) -> None:
+    """Build the wheel, install it alone, and use it outside the checkout."""
+    with tempfile.TemporaryDirectory() as folder:
+        # From a copy: files left in build/ by an earlier version would end up in the wheel.
+        source = Path(folder, "source")
+        ignored = shutil.ignore_patterns(".git", ".nox", ".venv", "venv", "build", "*.egg-info")
+        shutil.copytree(ROOT, source, symlinks=True, ignore=ignored)
+        session.run("pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, str(source))
+        (built,) = Path(folder).glob("bitassay-*.whl")
+        install(session, "--force-reinstall", str(built))
+        shutil.rmtree(source)
+        session.chdir(folder)
+        use_installed(session, built.name)
+
+
+def use_installed(session: nox.Session, name: str) -> None:
+    """Check what the installed wheel holds and that its command reads the packaged store."""
+    env = {**CPU, "BITASSAY_STORE": None, "PYTHONPATH": None}
+    modules = ("reference.tensor_core", "kernels.linear", "engine.context_lm", "golden.cli")
+    imports = "".join(f"import bitassay.{module}; " for module in modules)
+    where = f"{imports}print(bitassay.__path__[0])"
+    found = session.run("python", "-c", where, env=env, silent=True)
+    package = Path(str(found).strip().splitlines()[-1])
+    if Path(session.virtualenv.location).resolve() not in package.resolve().parents:
+        session.error(f"expected bitassay from the wheel, found {package}")
+    for pattern in WHEEL_HOLDS:
+        if not any(package.glob(pattern)):
+            session.error(f"{name} lacks bitassay/{pattern}: see package-data in pyproject.toml")
+    for pattern in WHEEL_LACKS:
+        for path in package.glob(pattern):
+            session.error(f"{name} holds {path.relative_to(package.parent)}")
+    session.run("bitassay", "--help", env=env)
+    session.run("bitassay", "list", "--verify", env=env)

@@ -1,0 +1,186 @@
+"""The model context-lm: the embeddings of the last tokens, concatenated, then the lm_head.
+
+The sequential truth: `generate` feeds one token at a time. `replay` checks a finished sequence in
+one pass: a row sees only the tokens before it, so if each row chooses the token recorded after it,
+the record is what `generate` gives, by induction over the steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    config_dtype,
+    config_int,
+    load_checkpoint,
+    require,
+)
+from .contract import Contract
+from .embedding import embedding
+from .fingerprint import fingerprint_rows, fold
+from .floats import bits
+from .linear import lm_head, prepare
+from .sample import greedy, margin_ulps, top_k
+from .trace import TOP, Trace
+
+
+class ContextLM:
+    """A loaded model under one contract.
+
+    embed_tokens: one table [V, E] per position, the newest token's first. lm_head: [V, C·E] and
+    bias [V], with V = vocab_size, C = context_size, E = embedding_size.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, contract: Contract) -> None:
+        if checkpoint.config.get("model_type") != "context-lm":
+            raise CheckpointError(
+                f"{checkpoint.path / 'config.json'}: expected model_type 'context-lm', found "
+                f"{checkpoint.config.get('model_type')!r}: name another checkpoint"
+            )
+        self.contract = contract
+        self.vocab_size = config_int(checkpoint, "vocab_size", minimum=TOP)
+        self.context_size = config_int(checkpoint, "context_size")
+        self.pad_token_id = config_int(checkpoint, "pad_token_id", minimum=0)
+        if self.pad_token_id >= self.vocab_size:
+            raise CheckpointError(
+                f"{checkpoint.path / 'config.json'}: expected pad_token_id below vocab_size "
+                f"{self.vocab_size}, found {self.pad_token_id}: correct config.json"
+            )
+        size = config_int(checkpoint, "embedding_size")
+        tables = [f"embed_tokens.{j}.weight" for j in range(self.context_size)]
+        shapes: dict[str, tuple[int, ...]] = dict.fromkeys(tables, (self.vocab_size, size))
+        shapes["lm_head.weight"] = (self.vocab_size, self.context_size * size)
+        shapes["lm_head.bias"] = (self.vocab_size,)
+        tensors = require(checkpoint, shapes, config_dtype(checkpoint))
+        self._embed_tokens = [tensors[name] for name in tables]
+        weight = tensors["lm_head.weight"]
+        # fp32 runs as a chain of fused multiply-adds, which has nothing to prepare.
+        self._lm_head = weight if weight.dtype == torch.float32 else prepare(weight, contract)
+        self._bias = tensors["lm_head.bias"]
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path | Checkpoint, *, contract: Contract) -> ContextLM:
+        """Load from a model directory or a checkpoint already read; CheckpointError if unfit."""
+        return cls(path if isinstance(path, Checkpoint) else load_checkpoint(path), contract)
+
+    def hidden(self, token_ids: Tensor) -> Tensor:  # [T] -> [T, C * E]
+        """Return the concatenated embeddings, newest token first; row i sees tokens <= i."""
+        padding = token_ids.new_full((self.context_size - 1,), self.pad_token_id)
+        padded = torch.cat([padding, token_ids])
+        newest = self.context_size - 1
+        columns = [
+            embedding(padded[newest - j : newest - j + len(token_ids)], table)
+            for j, table in enumerate(self._embed_tokens)
+        ]
+        return torch.cat(columns, dim=1)
+
+    def logits(self, hidden: Tensor) -> Tensor:  # [T, C * E] -> [T, V]
+        """Return the logits of hidden rows, in the dtype the contract names."""
+        return lm_head(hidden, self._lm_head, self._bias, contract=self.contract)
+
+    def generate(self, prompt_ids: Sequence[int] | Tensor, max_tokens: int) -> Trace:
+        """Decode greedily, one token at a time, exactly max_tokens of them (end of text or not).
+
+        Raises ValueError for an empty prompt, an id outside the vocabulary, max_tokens below 1,
+        and NaN among the logits.
+        """
+        if max_tokens < 1:
+            raise ValueError(f"expected max_tokens of at least 1, found {max_tokens}")
+        ids = self._check([prompt_ids])[0]
+        prompt, steps = ids, []
+        for step in range(max_tokens):
+            # Only the last context is looked at: a row depends on nothing older.
+            hidden = self.hidden(ids[-self.context_size :])[-1:]
+            steps.append(self._choose(hidden, [(0, step)]))
+            ids = torch.cat([ids, steps[-1][0].long()])
+        columns = [torch.cat(column) for column in zip(*steps, strict=True)]
+        return Trace(*[*columns, _fold_prompt(self.hidden(prompt)[:-1])])
+
+    def replay(self, prompt_ids: Sequence[int] | Tensor, tokens: Sequence[int] | Tensor) -> Trace:
+        """Return what the model says at each step when it is fed a recorded sequence.
+
+        The trace's tokens are the choices of the rows: where they equal the recorded ones up to
+        a step, everything up to that step is what `generate` gives. Errors as `generate`.
+        """
+        return self.replay_many([prompt_ids], [tokens])[0]
+
+    def replay_many(
+        self,
+        prompts: Sequence[Sequence[int] | Tensor],
+        tokens: Sequence[Sequence[int] | Tensor] | Tensor,
+    ) -> list[Trace]:
+        """Replay many sequences with all their rows in one product; else as `replay`."""
+        if len(prompts) != len(tokens):
+            raise ValueError(f"{len(prompts)} prompts, but {len(tokens)} recorded sequences")
+        if not len(prompts):
+            return []
+        checked = self._check(prompts)
+        recorded = self._check(tokens, what="recorded tokens of prompt")
+        rows, prompt_folds, steps = [], [], []
+        for index, (prompt, sequence) in enumerate(zip(checked, recorded, strict=True)):
+            # The last token chooses nothing, so it is not fed.
+            hidden = self.hidden(torch.cat([prompt, sequence[:-1]]))
+            prompt_folds.append(_fold_prompt(hidden[: len(prompt) - 1]))
+            rows.append(hidden[len(prompt) - 1 :])
+            steps += [(index, step) for step in range(len(sequence))]
+        lengths = [len(sequence) for sequence in recorded]
+        columns = [torch.split(column, lengths) for column in self._choose(torch.cat(rows), steps)]
+        return [Trace(*parts) for parts in zip(*columns, prompt_folds, strict=True)]
+
+    def _choose(self, hidden: Tensor, steps: list[tuple[int, int]]) -> tuple[Tensor, ...]:
+        """Return a trace's fields but the last, one entry a row.
+
+        steps: (prompt, step) of each row, for errors.
+        """
+        logits = self.logits(hidden)
+        nan = logits.isnan()
+        if nan.any():
+            row, token = nan.nonzero()[0].tolist()
+            prompt, step = steps[row]
+            raise ValueError(
+                f"prompt {prompt}, step {step}: expected numbers among the logits, found NaN, "
+                f"first at id {token}: the weights are too large to be decoded"
+            )
+        values, ids = top_k(logits, TOP)
+        width = 8 * values.element_size()
+        return (
+            greedy(logits).int(),
+            ids.int(),
+            bits(values).long() & (1 << width) - 1,
+            margin_ulps(logits),
+            torch.stack([fingerprint_rows(hidden), fingerprint_rows(logits)], dim=1),
+        )
+
+    def _check(
+        self, sequences: Sequence[Sequence[int] | Tensor] | Tensor, what: str = "prompt"
+    ) -> list[Tensor]:
+        checked = []
+        for index, sequence in enumerate(sequences):
+            ids = torch.as_tensor(sequence)
+            if ids.dim() != 1 or len(ids) == 0:
+                raise ValueError(
+                    f"{what} {index}: expected at least one token id, found shape {list(ids.shape)}"
+                )
+            if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+                raise ValueError(f"{what} {index}: expected integer ids, found {ids.dtype}")
+            outside = (ids < 0) | (ids >= self.vocab_size)
+            if outside.any():
+                at = int(outside.nonzero()[0])
+                raise ValueError(
+                    f"{what} {index}, position {at}: expected an id within 0 … "
+                    f"{self.vocab_size - 1} (vocabulary of {self.vocab_size}), found "
+                    f"{int(ids[at])}: encode it with this model's tokenizer"
+                )
+            checked.append(ids.long())
+        return checked
+
+
+def _fold_prompt(hidden: Tensor) -> Tensor:  # [P - 1, C * E] -> [2]
+    # The lm_head runs only on rows that choose a token: over the prompt it folds no rows.
+    return torch.stack([fold(fingerprint_rows(hidden)), fold(hidden.new_zeros(0).long())])

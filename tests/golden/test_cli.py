@@ -1,0 +1,99 @@
+"""The command: help, version, listing, and an exit status that never lies."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import bitassay
+
+
+@pytest.mark.parametrize("command", ["record", "check", "show", "list"])
+def test_every_command_has_help_with_an_example(run, command):
+    status, out, _ = run(command, "--help")
+    assert status == 0
+    assert f"Example: bitassay {command} " in out
+    assert command in run("--help")[1]
+
+
+def test_version(run):
+    assert run("--version") == (0, f"bitassay {bitassay.__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("nonsense",),
+        ("check", "--with", "hope"),
+        ("check", "tiny", "--prompts", "0"),
+        ("check", "tiny", "--batch-size", "x"),
+        ("show",),
+    ],
+)
+def test_usage_errors_are_status_2(folder, run, arguments):
+    assert run(*arguments)[0] == 2
+
+
+def test_a_bug_is_status_2_with_its_traceback(folder, run, monkeypatch):
+    """Python itself would end with 1, which here means that bits differ."""
+    monkeypatch.setattr("bitassay.golden.check.compare", lambda *_: 1 / 0)
+    status, _, err = run("check", "tiny/sm_90")
+    assert status == 2
+    assert "ZeroDivisionError" in err
+    monkeypatch.setattr("bitassay.golden.cli.find_store", lambda *_: 1 / 0)
+    status, _, err = run("list")
+    assert status == 2
+    assert "ZeroDivisionError" in err
+
+
+def test_bad_input_is_told_without_a_traceback(folder, run):
+    for arguments in (("list", "--store", "absent"), ("show", "tiny/sm_80"), ("check", "big")):
+        status, out, err = run(*arguments)
+        assert (status, out) == (2, "")
+        assert err.startswith("error: ")
+        assert "Traceback" not in err
+
+
+def test_list_states_what_the_manifest_says(folder, run):
+    status, out, _ = run("list", "--verify")
+    assert status == 0
+    assert "tiny/sm_89" in out
+    assert "emulated" in out
+    assert "2 goldens verified" in out
+
+
+def test_list_verifies_on_request(folder, run):
+    chunk = next((folder / "store" / "tiny" / "sm_90").glob("*/tokens/c.0.0"))
+    chunk.write_bytes(b"")
+    assert run("list")[0] == 0
+    status, _, err = run("list", "--verify")
+    assert status == 2
+    assert "tiny/sm_90: tokens/c.0.0 is damaged" in err
+
+
+def test_show_prints_provenance_and_streams(folder, run):
+    status, out, _ = run("show", "tiny/sm_89", "--prompt", "p1")
+    assert status == 0
+    for fact in ("contract", "model", "tokenizer", "prompts × steps", "6 × 7", "smallest margin"):
+        assert fact in out
+    assert "── p1\ndef f(x):" in out
+    assert "── p2" not in out
+    assert run("show", "tiny/sm_89", "--text")[1].count("── p") == 6
+    status, _, err = run("show", "tiny/sm_89", "--prompt", "p9")
+    assert status == 2
+    assert "has no prompt 'p9': it has p0, p1" in err
+
+
+def test_help_needs_no_torch():
+    """The command answers at once: torch takes seconds to import."""
+    code = "import sys, bitassay.golden.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_python_m_is_the_command():
+    command = [sys.executable, "-m", "bitassay.golden", "--version"]
+    answer = subprocess.run(command, capture_output=True, text=True)
+    assert (answer.returncode, answer.stdout) == (0, f"bitassay {bitassay.__version__}\n")

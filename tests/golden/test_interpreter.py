@@ -1,0 +1,32 @@
+"""Kernels in the GPU-emulating interpreter against goldens, one process an architecture."""
+
+from __future__ import annotations
+
+import pytest
+
+from bitassay.golden import interpreter
+
+
+@pytest.mark.parametrize("arch", ["sm_89", "sm_90"])
+def test_kernels_give_the_goldens_bits(folder, run, arch):
+    status, out, err = run(
+        "check", f"tiny/{arch}", "--with", "interpreter", "--prompts", "3", "--batch-size", "2"
+    )
+    assert (status, err) == (0, "")
+    assert "equal (kernels on the interpreter, batches of 2): 3 prompts, 21 tokens" in out
+
+
+def test_a_process_that_emulates_another_architecture_is_refused(folder, run, monkeypatch):
+    environment = interpreter._environment
+    monkeypatch.setattr(interpreter, "_environment", lambda arch: environment("sm_90"))
+    status, out, err = run("check", "tiny/sm_89", "--with", "interpreter", "--prompts", "1")
+    assert (status, out) == (2, "")
+    assert "kernels in the interpreter as sm_89 ended with status 1" in err
+    assert "sm_90" in err
+
+
+def test_a_process_that_cannot_start_is_told(folder, run, monkeypatch):
+    monkeypatch.setattr(interpreter, "_environment", lambda arch: {"PATH": ""})
+    status, out, err = run("check", "tiny/sm_89", "--with", "interpreter")
+    assert (status, out) == (2, "")
+    assert "nothing else was run in their place" in err

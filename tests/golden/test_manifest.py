@@ -1,0 +1,68 @@
+"""The manifest: one checked line a golden."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from bitassay.golden import layout, manifest
+from bitassay.golden.errors import CorruptError, GoldenError, SchemaError
+from bitassay.golden.provenance import Confirmation
+
+
+@pytest.fixture
+def entries(make_stream, provenance):
+    stream = make_stream()
+    files = layout.encode(stream, provenance)
+    digest = layout.content_digest(stream, provenance.identity)
+    one = manifest.describe(stream, provenance, digest, files)
+    machine = Confirmation("NVIDIA H100", "570", "3.6.0", "2.11.0", "2025-01-01T00:00:00Z")
+    two = replace(one, name="another/sm_90", confirmed=(machine,))
+    return {entry.name: entry for entry in (one, two)}
+
+
+def test_lines_are_sorted_and_come_back(entries):
+    data = manifest.render(entries)
+    assert [json.loads(line)["name"] for line in data.splitlines()] == sorted(entries)
+    assert manifest.parse(data) == entries
+
+
+def test_a_line_says_how_far_it_was_confirmed(entries):
+    another, made_up = map(json.loads, manifest.render(entries).splitlines())
+    assert made_up["confirmed"] == "emulated"
+    assert another["confirmed"][0]["gpu"] == "NVIDIA H100"
+
+
+def test_any_flipped_bit_anywhere_is_refused(entries):
+    data = manifest.render(entries)
+    for at in range(len(data)):
+        for bit in range(8):
+            damaged = bytearray(data)
+            damaged[at] ^= 1 << bit
+            with pytest.raises(GoldenError):
+                manifest.parse(bytes(damaged))
+
+
+def test_any_cut_but_between_lines_is_refused(entries):
+    data = manifest.render(entries)
+    whole = {0, data.index(b"\n") + 1, len(data)}
+    for length in range(len(data)):
+        if length not in whole:
+            with pytest.raises(CorruptError):
+                manifest.parse(data[:length])
+
+
+def test_disorder_and_repetition_are_refused(entries):
+    first, second = manifest.render(entries).splitlines(keepends=True)
+    for lines in (second + first, first + first + second):
+        with pytest.raises(CorruptError, match="out of order or names a golden twice"):
+            manifest.parse(lines)
+
+
+def test_a_newer_schema_is_called_newer_and_not_damaged(entries):
+    facts = json.loads(manifest.render(entries).splitlines()[0])
+    line = json.dumps(facts | {"schema": 2, "checksum": "of another kind", "more": 1})
+    with pytest.raises(SchemaError, match="schema 2, this build reads up to 1: install a newer"):
+        manifest.parse(line.encode() + b"\n")

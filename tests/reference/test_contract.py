@@ -1,0 +1,139 @@
+"""The contract and the hardware facts: frozen data whose digest no change escapes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import FrozenInstanceError, replace
+
+import pytest
+import twin
+
+from bitassay.reference import contract as module
+from bitassay.reference.arch import ARCHES, Arch, TensorCore, get_arch
+from bitassay.reference.contract import (
+    CONTRACT_VERSION,
+    Contract,
+    default_contract,
+    operations,
+)
+
+# A digest may change together with the version alone. Never edit the lines of a released version:
+# add those of the new one.
+DIGESTS = {
+    1: {
+        "sm_80": "68a9724b049ee97ff7ffb9b2db5cc6ce279eef8ba68a562da0aa222dfc9ce649",
+        "sm_86": "691d46e91f4744ddb6c8983df8715f7468595d53cd8751ba308e2d528e7f2320",
+        "sm_89": "541819f110fb3c2a62a9a0d00add71f783faa2a73a9d4baa46f6c7b8da300a9d",
+        "sm_90": "148bf076001ded7326e0cd4989e44499d628e908ab05df8112fc61049dac1d13",
+    },
+}
+
+
+@pytest.mark.parametrize("arch", list(ARCHES))
+def test_version_pins_the_digest(arch: str) -> None:
+    pinned = DIGESTS[CONTRACT_VERSION][arch]
+    assert default_contract(arch).digest == pinned, (
+        f"the order contract of {arch} changed: raise CONTRACT_VERSION and pin the new digest"
+    )
+
+
+def test_digests_are_all_different() -> None:
+    contracts = [
+        default_contract(arch, logits_dtype=dtype)
+        for arch in ARCHES
+        for dtype in ("weight", "float32")
+    ]
+    contracts.append(replace(contracts[0], version=CONTRACT_VERSION + 1))
+    assert len({contract.digest for contract in contracts}) == len(contracts)
+
+
+def test_a_changed_fact_or_order_changes_the_digest(monkeypatch: pytest.MonkeyPatch) -> None:
+    contract = default_contract("sm_90")
+    before = contract.digest
+    sm_90 = ARCHES["sm_90"]
+    for field in ("group", "fraction_bits", "exponent_floor", "result_fraction_bits"):
+        for unit in ("bf16", "fp16", "tf32", "fp8_e4m3", "fp8_e5m2"):
+            core = getattr(sm_90, unit)
+            changed = replace(sm_90, **{unit: replace(core, **{field: getattr(core, field) + 1})})
+            with monkeypatch.context() as patch:
+                patch.setitem(ARCHES, "sm_90", changed)
+                assert contract.digest != before
+    for order in module.ORDERS:
+        with monkeypatch.context() as patch:
+            patch.setitem(module.ORDERS, order, "otherwise")
+            assert contract.digest != before
+    assert contract.digest == before
+
+
+def test_facts_are_json() -> None:
+    facts = default_contract("sm_89").facts
+    assert facts["arch"]["bf16"]["group"] == 8
+    assert json.loads(json.dumps(facts))["contract"]["version"] == CONTRACT_VERSION
+
+
+def test_records_are_frozen() -> None:
+    for record, field in ((default_contract("sm_90"), "arch"), (get_arch("sm_90"), "bf16")):
+        with pytest.raises(FrozenInstanceError):
+            setattr(record, field, None)
+
+
+def test_operations() -> None:
+    assert operations("context-lm") == ("embedding", "lm_head")
+    with pytest.raises(ValueError, match=r"gpt-2.*context-lm"):
+        operations("gpt-2")
+
+
+@pytest.mark.parametrize("name", ["sm_70", "sm_100", "SM_90", "", "90"])
+def test_an_unknown_architecture_lists_the_known(name: str) -> None:
+    every = r"sm_80.*sm_86.*sm_89.*sm_90"
+    with pytest.raises(ValueError, match=every):
+        get_arch(name)
+    with pytest.raises(ValueError, match=every):
+        default_contract(name)
+    with pytest.raises(ValueError, match=every):
+        _ = Contract(CONTRACT_VERSION, name).digest
+
+
+def test_an_unknown_logits_dtype_is_refused() -> None:
+    with pytest.raises(ValueError, match="bfloat16"):
+        default_contract("sm_90", logits_dtype="bfloat16")
+
+
+def test_an_architecture_by_name_or_by_record() -> None:
+    for name, arch in ARCHES.items():
+        assert arch.name == name
+        assert get_arch(name) is arch
+        assert get_arch(arch) is arch
+        assert default_contract(arch) == default_contract(name)
+
+
+@pytest.mark.parametrize("arch", list(twin.STEPS))
+def test_hardware_facts(arch: str) -> None:
+    """The table, written down a second time in the twin."""
+    record: Arch = ARCHES[arch]
+    units = {
+        "bf16": record.bf16,
+        "fp16": record.fp16,
+        "tf32": record.tf32,
+        "e4m3": record.fp8_e4m3,
+        "e5m2": record.fp8_e5m2,
+    }
+    for kind, core in units.items():
+        want = twin.STEPS[arch].get(kind)
+        if want is None:
+            assert core is None
+            continue
+        assert core == TensorCore(
+            group=want.group,
+            fraction_bits=want.fraction_bits,
+            exponent_floor=want.floor,
+            result_fraction_bits=want.result_bits,
+        )
+    assert "sm_{}{}".format(*record.compute_capability) == arch
+    # Bytes a block may use: NVIDIA's CUDA C++ Programming Guide, technical specifications.
+    kibibytes = {"sm_80": 163, "sm_86": 99, "sm_89": 99, "sm_90": 227}[arch]
+    assert record.shared_memory == kibibytes * 1024
+
+
+def test_the_table_is_whole() -> None:
+    assert set(ARCHES) == set(twin.STEPS)

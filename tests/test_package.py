@@ -1,0 +1,122 @@
+"""The package around the rooms: one version, four links, pinned dependencies, a lean reference."""
+
+import ast
+import importlib.metadata
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import bitassay
+
+ROOT = Path(__file__).resolve().parents[1]
+ROOMS = ("reference", "kernels", "engine", "golden")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def normal(requirement: str) -> str:
+    """Return a requirement's project name as package indexes spell it."""
+    name = re.match(r"[A-Za-z0-9._-]+", requirement)
+    assert name, requirement
+    return re.sub(r"[-_.]+", "-", name.group()).lower()
+
+
+def sessions() -> dict[str, bool]:
+    """Return the nox sessions by name, and whether plain `nox` runs them; nothing is imported."""
+    found = {}
+    for node in ast.parse((ROOT / "noxfile.py").read_text()).body:
+        for decorator in getattr(node, "decorator_list", ()):
+            text = ast.unparse(decorator)
+            if text.startswith("nox.session"):
+                found[node.name] = "default=False" not in text
+    return found
+
+
+def test_version_is_the_same_everywhere():
+    citation = re.search(r"^version: (\S+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    changes = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert citation
+    assert changes
+    assert [citation[1], changes[1]] == [bitassay.__version__] * 2
+
+
+def test_installed_version_is_this_one():
+    try:
+        installed = importlib.metadata.version("bitassay")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("bitassay is imported from PYTHONPATH and not installed")
+    assert installed == bitassay.__version__
+
+
+def test_package_is_four_links_and_nothing_else():
+    package = ROOT / "src" / "bitassay"
+    names = {path.name for path in package.iterdir()} - {"__pycache__"}
+    assert names == {"__init__.py", "py.typed", *ROOMS}
+    for room in ROOMS:
+        assert os.readlink(package / room) == f"../../{room}"
+        assert (package / room / "__init__.py").is_file()
+    assert Path(bitassay.__file__).parent == package
+
+
+def test_tests_are_no_package():
+    assert not list((ROOT / "tests").rglob("__init__.py"))
+
+
+def test_everything_required_is_pinned():
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = {normal(line): line for line in lines if line and not line.startswith("#")}
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", pin) for pin in pins.values())
+    wanted = [*PROJECT["project"]["dependencies"]]
+    for group in PROJECT["dependency-groups"].values():
+        wanted += [requirement for requirement in group if isinstance(requirement, str)]
+    assert not {normal(requirement) for requirement in wanted} - pins.keys()
+    assert (pins["torch"], pins["triton"]) == ("torch==2.13.0", "triton==3.7.1")
+
+
+def test_plain_nox_runs_lint_types_and_tests():
+    assert sessions() == {
+        "lint": True,
+        "types": True,
+        "tests": True,
+        "golden": False,
+        "gpu": False,
+        "bench": False,
+        "wheel": False,
+    }
+
+
+def test_ci_runs_sessions_that_exist():
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+    matrix = re.search(r"session: \[(.*)\]", workflow)
+    assert matrix
+    assert set(matrix[1].split(", ")) == {"lint", "types", "tests", "golden", "wheel"}
+    run = (ROOT / ".ci" / "run").read_text()
+    called = re.findall(r"^run ([a-z ]+)", run, re.MULTILINE)
+    assert " ".join(called).split() == ["lint", "types", "golden", "tests"]
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+
+
+def test_no_index_is_named_where_a_closed_network_would_meet_it():
+    for name in ("noxfile.py", "pyproject.toml", "constraints.txt", ".ci/run"):
+        assert "download.pytorch.org" not in (ROOT / name).read_text(), name
+
+
+def test_reference_needs_neither_triton_nor_the_golden_room_s_libraries():
+    blocked = ("filelock", "rich", "tokenizers", "triton", "typer", "zarr", "bitassay.kernels")
+    modules = sorted(path.stem for path in (ROOT / "reference").glob("*.py"))
+    assert len(modules) > 5
+    imports = "".join(f"import bitassay.reference.{name}\n" for name in modules)
+    # torch first: what torch itself imports is not ours to forbid.
+    code = f"import sys, torch\nfor name in {blocked}: sys.modules[name] = None\n{imports}"
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": str(ROOT / "src"), "PYTHONSAFEPATH": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr

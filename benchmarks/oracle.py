@@ -270,9 +270,9 @@ SPEED = {
     "per core": "{million_per_core_second:,.2f}",
 }
 AGAINST = {
-    "oracle per core": "{oracle_million_per_core_second:,.2f}",
-    "oracle/peer": "{oracle_times_peer:,.1f}",
-    "equal, normal": "{equal:.2%}",
+    "oracle": "{oracle_million_per_core_second:,.2f}",
+    "ratio": "{oracle_times_peer:,.1f}",
+    "equal": "{equal:.2%}",
     "equal, tiny": "{equal_tiny:.2%}",
 }
 LEGEND = """\
@@ -326,7 +326,7 @@ def main() -> None:
     title = "bf16, processes side by side: their sum, as when a suite is split"
     report("side_by_side", title, together, side_by_side(args.processes, args.runs))
     for name, of_peer in peers.items():
-        title = f"{name} and the oracle on the same bf16 inputs; shares of equal outputs"
+        title = f"{name} on bf16 inputs, the oracle's speed per core there, and equal outputs"
         report(name, title, ARCH | SHAPE | SPEED | AGAINST, beside(name, of_peer, args.runs))
     for name in PEERS.keys() - peers.keys():
         option = "--" + name.replace("_", "-")

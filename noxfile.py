@@ -115,6 +115,7 @@ def gpu(session: nox.Session) -> None:
     options = {"env": env, "external": True}
     session.run(*python, "pytest", "-m", "gpu", *(session.posargs or ("tests",)), **options)
     session.run(*python, "bitassay.golden", "check", "--all", "--with", "gpu", **options)
+    session.run(sys.executable, "tests/hardware/linear_sweep.py", **options)
 
 
 @nox.session(default=False, venv_backend="none")

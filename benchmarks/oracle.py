@@ -277,7 +277,8 @@ AGAINST = {
 }
 LEGEND = """\
 million/s: million multiply-adds a second of wall-clock time; a figure is the median of several runs
-cores used: CPU seconds a second; on a busy machine a call on one core gets less than 1
+cores used: CPU seconds a second; below 1 the machine was busy. One call computes on one core:
+  above 1 there, idle threads of torch were spinning
 per core: million multiply-adds a CPU second, which other work on the machine disturbs least
 """
 

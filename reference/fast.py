@@ -141,7 +141,8 @@ def _range(x: Tensor) -> tuple[Tensor, Tensor]:  # [K, N] -> [N], [N]
     smallest = torch.full((x.shape[1],), 0x3F800000, dtype=torch.int32, device=x.device)
     largest = torch.zeros_like(smallest)
     step = max(
-        _DEPTH, (_DECOMPOSED if x.device.type == "cpu" else _DECOMPOSED_CUDA) // len(smallest)
+        _DEPTH,
+        (_DECOMPOSED if x.device.type == "cpu" else _DECOMPOSED_CUDA) // max(1, len(smallest)),
     )
     for k in range(0, len(x), step):
         magnitude = _magnitude(x[k : k + step])

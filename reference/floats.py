@@ -17,6 +17,12 @@ _TARGETS = {
     torch.float32: (23, -126, float.fromhex("0x1.fffffep127")),
 }
 
+if float(torch.tensor(2.0**-126) * 0.5) == 0.0:
+    raise RuntimeError(
+        "this process flushes denormals to zero, so subnormal results would be wrong: call "
+        "torch.set_flush_denormal(False) before importing bitassay.reference"
+    )
+
 
 def bits(x: Tensor) -> Tensor:
     """Return the bit patterns of x as signed integers of the same width, sharing its memory."""

@@ -57,6 +57,6 @@ def _accumulate(x: Tensor, weight: Weight, bias: Tensor | None, contract: Contra
         raise ValueError(
             f"bias: expected {x.dtype} [{b.shape[1]}], found {bias.dtype} {list(bias.shape)}"
         )
-    precision = "ieee" if x.dtype == torch.float32 else None
+    precision: tensor_core.Precision | None = "ieee" if x.dtype == torch.float32 else None
     acc = tensor_core.matmul(x, b, arch=contract.arch, precision=precision)
     return acc if bias is None else acc + bias.float()  # RN: one fp32 addition

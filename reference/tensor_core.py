@@ -56,20 +56,19 @@ def matmul(  # [M, K], [K, N], [M, N] -> [M, N]
     """
     arch = get_arch(arch)
     n = _check(a, b, c, arch, precision)
-    d = torch.zeros(a.shape[0], n, device=a.device) if c is None else c.clone()
-    if d.numel() == 0:
-        return d
-    if precision == "ieee":
-        with _one_thread():
-            return _fma_chain(a, b.weight if isinstance(b, PreparedWeight) else b, d)
-    core = tensor_core(arch, a.dtype)
-    if a.dtype == torch.float32:
-        a = _cut_to_tf32(a)
-        b = b if isinstance(b, PreparedWeight) else _cut_to_tf32(b)
     with _one_thread():
+        d = torch.zeros(a.shape[0], n, device=a.device) if c is None else c.clone()
+        if d.numel() == 0:
+            return d
+        if precision == "ieee":
+            return _fma_chain(a, b.weight if isinstance(b, PreparedWeight) else b, d)
+        core = tensor_core(arch, a.dtype)
+        if a.dtype == torch.float32:
+            a = _cut_to_tf32(a)
+            b = b if isinstance(b, PreparedWeight) else _cut_to_tf32(b)
         for rows, columns, weight in fast.matmul_(a, b, d, core):
             _exact_(a[rows], weight, d[rows, columns], core)
-    return d
+        return d
 
 
 def prepare(
@@ -82,8 +81,11 @@ def prepare(
     arch = get_arch(arch)
     if weight.dim() != 2:
         raise ValueError(f"expected a weight [K, N], found {list(weight.shape)}")
-    if precision == "ieee" or (weight.dtype == torch.float32 and precision != "tf32"):
-        raise ValueError('only tensor-core weights are prepared: fp32 needs precision="tf32"')
+    if (precision == "tf32") != (weight.dtype == torch.float32) or precision == "ieee":
+        raise ValueError(
+            f'only tensor-core weights are prepared: precision is "tf32" for fp32 and None for '
+            f"others, found {precision!r} for {weight.dtype}"
+        )
     core = tensor_core(arch, weight.dtype)
     return fast.prepare(_cut_to_tf32(weight) if precision == "tf32" else weight, core)
 

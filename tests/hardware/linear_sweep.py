@@ -22,8 +22,8 @@ from bitassay.reference import linear as reference
 from bitassay.reference.contract import Contract, default_contract
 
 SHAPES = (
-    (128256, 4096), (151936, 2048), (4096, 4096), (4096, 14336), (6144, 4096), (32003, 1000),
-    (1021, 77), (77, 4099),
+    (77, 4099), (1021, 77), (32003, 1000), (4096, 4096), (6144, 4096), (4096, 14336),
+    (151936, 2048), (128256, 4096),
 )  # fmt: skip
 BATCHES = (1, 2, 3, 7, 8, 16, 17, 64, 65, 128, 256, 1000, 1024)
 LARGE = 1 << 28  # weights from here on: fewer rows for inputs other than normal
@@ -50,7 +50,7 @@ def wide(m: int, n: int, k: int, g: torch.Generator) -> Pair:
 
     def spread(rows: int) -> Tensor:
         exponents = torch.randint(-30, 31, (rows, k), device="cuda", generator=g)
-        return _randn(rows, k, g) * torch.ldexp(torch.ones((), device="cuda"), exponents)
+        return torch.ldexp(_randn(rows, k, g), exponents)
 
     return spread(m), spread(n)
 
@@ -132,6 +132,9 @@ def sweep(n: int, k: int, kind: str, contract: Contract, tally: Tally, singles: 
         name = f"({n}, {k}) {kind} M={m}"
         tally.compare(name, kernels.linear(x[:m], weight, contract=contract), want[:m])
         cublas[m] = differing(torch.mm(x[:m], weight.t()), want[:m])
+    if kind == "normal" and n * k < LARGE:  # the largest batch, of rows seen before
+        got = kernels.linear(x.repeat(8, 1), weight, contract=contract)
+        tally.compare(f"({n}, {k}) {kind} M={8 * rows}", got, want.repeat(8, 1))
     for row in range(min(rows, singles)):
         got = kernels.linear(x[row : row + 1], weight, contract=contract)
         tally.compare(f"({n}, {k}) {kind} row {row} alone", got, want[row : row + 1])

@@ -12,9 +12,8 @@ os.environ.setdefault("TRITON_INTERPRET", "1")  # "0" is a run on a GPU: interpr
 if "triton" in sys.modules:
     import triton
 
-    if triton.knobs.runtime.interpret != isinstance(
-        triton.language.cdiv, triton.runtime.interpreter.InterpretedFunction
-    ):
+    compiles = isinstance(triton.language.cdiv, triton.runtime.jit.JITFunction)
+    if triton.knobs.runtime.interpret == compiles:
         raise pytest.UsageError(
             "triton was imported before tests/kernels chose its mode: set TRITON_INTERPRET=1 for "
             "the whole run, or run tests/kernels in a process of its own"

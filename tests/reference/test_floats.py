@@ -170,6 +170,18 @@ def test_fma_where_two_roundings_would_show() -> None:
     assert got[0] != got[1]
 
 
+def test_fma_one_last_bit_of_fp64_from_a_tie() -> None:
+    """Exact sums a hair from one place of fp64 beside a tie: none may be moved onto the tie."""
+    ulp = 2.0**-23
+    a = torch.tensor([1 + 511 * ulp, 1 + 1984 * ulp])
+    b = torch.tensor([1 - 1022 * ulp / 2, 1 - 3967 * ulp / 2]) * 2.0**-24
+    c = torch.tensor([1 + ulp, 1.0])  # a tie would go up from the first, down from the second
+    for sign in (1.0, -1.0):
+        got = fma(sign * a, b, sign * c)
+        assert_same_bits(got, fma_by_twin(sign * a, b, sign * c))
+        assert_same_bits(got, sign * torch.tensor([1 + ulp, 1 + ulp]))
+
+
 def test_fma_broadcasts() -> None:
     a, b, c = (matrix("normal", *s, torch.float32, 4) for s in ((5, 1), (1, 7), (5, 7)))
     want = fma_by_twin(*(x.expand(5, 7) for x in (a, b, c)))

@@ -68,8 +68,13 @@ def own_python(session: nox.Session, *needed: str) -> dict[str, str]:
             f"{sys.executable} lacks {', '.join(missing)}. This session installs nothing, so that "
             "the machine's own torch and Triton are measured: install what is missing there"
         )
+    paths = [str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
     # Compiled kernels: where this is not set, the kernel tests choose the interpreter.
-    return {"PYTHONPATH": str(ROOT / "src"), "PYTHONSAFEPATH": "1", "TRITON_INTERPRET": "0"}
+    return {
+        "PYTHONPATH": os.pathsep.join(paths),
+        "PYTHONSAFEPATH": "1",
+        "TRITON_INTERPRET": "0",
+    }
 
 
 @nox.session

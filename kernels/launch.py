@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -13,6 +14,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from ..reference.arch import get_arch
 from . import emulation
 
+_thread = threading.local()
 _EMULATED_MULTIPROCESSORS = 2  # enough that a persistent program takes several tiles
 
 
@@ -62,10 +64,17 @@ def multiprocessors(device: torch.device) -> int:
 
 
 def on(device: torch.device) -> AbstractContextManager[object]:
-    """Return a context in which Triton launches on a device."""
-    if device.type != "cuda" or device.index == torch.cuda.current_device():
+    """Return a context in which Triton launches on a device, from any thread."""
+    if device.type != "cuda":
         return nullcontext()
-    return torch.cuda.device(device)
+    if device.index != torch.cuda.current_device():
+        return torch.cuda.device(device)
+    if not getattr(_thread, "has_context", False):
+        # The driver makes descriptors in the thread's CUDA context, and a new thread has none
+        # until its first call of the runtime; torch's allocator may answer without one.
+        torch.cuda.mem_get_info(device)
+        _thread.has_context = True
+    return nullcontext()
 
 
 def fits_descriptor(x: Tensor) -> bool:

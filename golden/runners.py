@@ -55,22 +55,8 @@ class Job:
 def generate(job: Job, checkpoint: Checkpoint, progress: Progress) -> TokenStream:
     """Generate with the reference, one step at a time, all prompts in one product per step."""
     model = ContextLM.from_pretrained(checkpoint, contract=job.contract)
-    sequences = [list(prompt) for prompt in job.prompts]
-    traces: list[list[Any]] = [[] for _ in sequences]
-    for step in range(job.steps):
-        progress(step, job.steps)
-        try:
-            # One row chooses for each sequence; the token that would follow it is never looked at.
-            # The first step folds the whole prompt, the rest need the last context alone.
-            seen = [ids[-model.context_size :] for ids in sequences] if step else sequences
-            chosen = model.replay_many(seen, [[0]] * len(seen))
-        except ValueError as error:
-            raise GoldenError(f"step {step}, which is step 0 of this one: {error}") from None
-        for sequence, trace, kept in zip(sequences, chosen, traces, strict=True):
-            sequence.append(int(trace.tokens[0]))
-            kept.append(trace)
-    progress(job.steps, job.steps)
-    return collect([_joined(kept) for kept in traces], job, checkpoint)
+    traces = model.generate_many(job.prompts, job.steps, progress)
+    return collect([_arrays(trace) for trace in traces], job, checkpoint)
 
 
 def generate_sequentially(job: Job, checkpoint: Checkpoint, progress: Progress) -> TokenStream:
@@ -144,11 +130,3 @@ def _cast(array: np.ndarray[Any, Any], dtype: str) -> np.ndarray[Any, Any]:
     if (cast.astype(array.dtype) != array).any():
         raise GoldenError(f"a trace holds values that do not fit {np.dtype(dtype)}")
     return cast
-
-
-def _joined(steps: list[Any]) -> dict[str, np.ndarray[Any, Any]]:
-    """One sequence's arrays from traces of one step each; the prompt's are those of the first."""
-    parts = [_arrays(step) for step in steps]
-    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    joined["prompt_fingerprints"] = parts[0]["prompt_fingerprints"]
-    return joined

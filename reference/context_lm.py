@@ -7,7 +7,7 @@ the record is what `generate` gives, by induction over the steps.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -90,17 +90,37 @@ class ContextLM:
         Raises ValueError for an empty prompt, an id outside the vocabulary, max_tokens below 1,
         and NaN among the logits.
         """
+        return self.generate_many([prompt_ids], max_tokens)[0]
+
+    def generate_many(
+        self,
+        prompts: Sequence[Sequence[int] | Tensor],
+        max_tokens: int,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> list[Trace]:
+        """Generate for many prompts, a step of all of them in one product; else as `generate`.
+
+        progress is called with the steps done and the steps there are.
+        """
         if max_tokens < 1:
             raise ValueError(f"expected max_tokens of at least 1, found {max_tokens}")
-        ids = self._check([prompt_ids])[0]
-        prompt, steps = ids, []
+        checked = self._check(prompts)
+        if not checked:
+            return []
+        sequences, steps = checked, []
         for step in range(max_tokens):
+            progress(step, max_tokens)
             # Only the last context is looked at: a row depends on nothing older.
-            hidden = self.hidden(ids[-self.context_size :])[-1:]
-            steps.append(self._choose(hidden, [(0, step)]))
-            ids = torch.cat([ids, steps[-1][0].long()])
-        columns = [torch.cat(column) for column in zip(*steps, strict=True)]
-        return Trace(*[*columns, _fold_prompt(self.hidden(prompt)[:-1])])
+            hidden = [self.hidden(ids[-self.context_size :])[-1:] for ids in sequences]
+            steps.append(self._choose(torch.cat(hidden), [(i, step) for i in range(len(checked))]))
+            chosen = steps[-1][0].long().split(1)
+            sequences = [torch.cat(pair) for pair in zip(sequences, chosen, strict=True)]
+        progress(max_tokens, max_tokens)
+        columns = [torch.stack(column, dim=1) for column in zip(*steps, strict=True)]
+        return [
+            Trace(*[*(column[i] for column in columns), _fold_prompt(self.hidden(prompt)[:-1])])
+            for i, prompt in enumerate(checked)
+        ]
 
     def replay(self, prompt_ids: Sequence[int] | Tensor, tokens: Sequence[int] | Tensor) -> Trace:
         """Return what the model says at each step when it is fed a recorded sequence.

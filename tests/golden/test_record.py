@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 
 from bitassay.golden import runners
 from bitassay.golden.compare import compare
-from bitassay.golden.errors import GoldenError
 from bitassay.golden.record import load_inputs
 from bitassay.golden.store import Store
 from bitassay.golden.stream import ARRAYS
@@ -162,7 +161,7 @@ def test_nan_among_the_logits_is_an_error_that_names_step_and_prompt(folder, mon
 
     monkeypatch.setattr(ContextLM, "logits", spoiled)
     inputs = load_inputs(*find_suite("tiny/sm_89"))
-    with pytest.raises(GoldenError, match=r"step 2, .*prompt 1, .*NaN, first at id 5"):
+    with pytest.raises(ValueError, match=r"prompt 1, step 2: .*NaN, first at id 5"):
         runners.generate(inputs.job, inputs.checkpoint, silent)
 
 

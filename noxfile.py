@@ -126,7 +126,7 @@ def gpu(session: nox.Session) -> None:
 @nox.session(default=False, venv_backend="none")
 def bench(session: nox.Session) -> None:
     """Run the benchmarks, or the one named first with its options: `-- oracle --help`."""
-    env = own_python(session, "torch")
+    env = own_python(session, "rich", "torch", "triton")
     folder = ROOT / "benchmarks"
     env["PYTHONPATH"] += f"{os.pathsep}{folder}"  # what the scripts share
     name, *options = session.posargs or [""]

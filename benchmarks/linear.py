@@ -4,8 +4,7 @@ Times `kernels.linear` against torch.mm with a cold cache, and batch_invariant_o
 given. Every timed call is also compared with torch.mm's bits, so that a reader sees which calls of
 cuBLAS split K; the oracle's verdict is tests/hardware/linear_sweep.py.
 
-python benchmarks/linear.py [--rows 1,8,...] [--shapes 4096x4096,...]
-    [--batch-invariant-ops PATH]
+nox -s bench -- linear [--rows 1,8,...] [--shapes 4096x4096,...] [--batch-invariant-ops PATH]
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Multiply-adds a second of `reference.tensor_core.matmul` on this machine's CPU: 
 processes side by side (what a suite gets when it is split), and other bit-accurate simulators on
 the same inputs, with the share of their outputs whose bits equal the oracle's.
 
-python benchmarks/oracle.py [--memory] [--mma-sim PATH] [--hawkeye PATH] [--json FILE]
+nox -s bench -- oracle [--memory] [--mma-sim PATH] [--hawkeye PATH] [--json FILE]
 """
 
 from __future__ import annotations

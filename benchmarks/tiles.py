@@ -1,6 +1,6 @@
 """Which tile is fastest? Times every candidate of the launch table against cuBLAS.
 
-python benchmarks/tiles.py [--out tiles.json] [--shapes 4096x4096,...] [--rows 1,8,...]
+nox -s bench -- tiles [--out tiles.json] [--shapes 4096x4096,...] [--rows 1,8,...]
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from bitassay.golden.store import find_store
 from bitassay.golden.stream import ARRAYS
@@ -36,7 +37,9 @@ def examples() -> list[pytest.param]:
     for page in PAGES:
         blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
         for number, block in enumerate(blocks):
-            marks = [pytest.mark.gpu] if "cuda" in block else []
+            absent = not torch.cuda.is_available()
+            skip = pytest.mark.skipif(absent, reason="needs a CUDA device")
+            marks = [pytest.mark.gpu, skip] if "cuda" in block else []
             found.append(pytest.param(block, id=f"{page.name}-{number}", marks=marks))
     return found
 

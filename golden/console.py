@@ -13,11 +13,14 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from .errors import GoldenError
 
 EQUAL, DIFFERENT, COULD_NOT_CHECK = 0, 1, 2
+_NO_TERMINAL = 300  # columns: digests and names of GPUs are for grep and copying
 
 
 def say(what: RenderableType) -> None:
-    """Print a result; long lines are left whole where the output is no terminal."""
+    """Print a result; long lines and tables are left whole where the output is no terminal."""
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = _NO_TERMINAL
     console.print(what, soft_wrap=not console.is_terminal, markup=False)
 
 
@@ -34,12 +37,13 @@ def each(names: list[str], one: Callable[[str], int]) -> int:
 def guarded(action: Callable[[], int]) -> int:
     """Return the action's status, or 2 after printing why it failed.
 
-    Bad input, a ValueError or an OSError, is told in a sentence; anything else is a bug and keeps
-    its traceback. Python's own status for an exception is 1, which here means "different".
+    Bad input, a ValueError, an OSError or a package that is not installed, is told in a sentence;
+    anything else is a bug and keeps its traceback. Python's own status for an exception is 1,
+    which here means "different".
     """
     try:
         return action()
-    except (GoldenError, ValueError, OSError) as error:
+    except (GoldenError, ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
     except Exception:
         traceback.print_exc()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,6 +46,11 @@ class Store:
     root: str
     writable: bool = True
 
+    @property
+    def option(self) -> str:
+        """What to add to a command so that it means this store; empty for the usual one."""
+        return "" if self.root == str(PACKAGED) else f" --store {shlex.quote(self.root)}"
+
     def entries(self) -> dict[str, Entry]:
         """Return what the manifest says, by name; MissingError when there is no store."""
         try:
@@ -52,7 +58,7 @@ class Store:
         except (FileNotFoundError, NotADirectoryError):
             raise MissingError(
                 f"no store at {self.root} (no {MANIFEST}): name one with --store or "
-                "BITASSAY_STORE, or make it with: bitassay record --all --accept"
+                f"BITASSAY_STORE, or make it with: bitassay record --all --accept{self.option}"
             ) from None
         except OSError as error:
             raise StoreError(f"store {self.root} cannot be read: {error}") from None
@@ -66,7 +72,7 @@ class Store:
             known = ", ".join(entries) or "none"
             raise MissingError(
                 f"no golden {name} in store {self.root} (it has {known}): record it with: "
-                f"bitassay record {name} --accept"
+                f"bitassay record {name} --accept{self.option}"
             )
         return entries[name]
 

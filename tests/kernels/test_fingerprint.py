@@ -45,6 +45,12 @@ def test_definition_and_reference(rows: int, columns: int, dtype: torch.dtype) -
     assert_same_bits(got, reference.fingerprint_rows(x))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_infinities_are_not_nan(dtype: torch.dtype) -> None:
+    x = torch.tensor([[torch.inf, -torch.inf, torch.nan, -torch.nan, 0.0, -0.0]], dtype=dtype)
+    assert patterns(fingerprint_rows(x)) == [by_definition(x[0])]
+
+
 @pytest.mark.parametrize("grain", [4, 64, 1 << 20])
 def test_a_row_may_be_cut_anywhere(grain: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_EMULATED_GRAIN", grain)

@@ -109,11 +109,11 @@ def test_no_store_and_no_golden_are_told_apart(kept, tmp_path):
 
 
 def test_a_newer_schema_is_refused(kept, make_stream, provenance, monkeypatch):
-    monkeypatch.setattr("bitassay.golden.layout.SCHEMA", 2)
-    monkeypatch.setattr("bitassay.golden.manifest.SCHEMA", 2)
-    entry = kept.entry(NAME)
-    Path(kept.root, "manifest.jsonl").write_text(replace(entry, schema=2).line + "\n")
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr("bitassay.golden.layout.SCHEMA", 2)
+        patch.setattr("bitassay.golden.manifest.SCHEMA", 2)
+        entry = kept.entry(NAME)
+        Path(kept.root, "manifest.jsonl").write_text(replace(entry, schema=2).line + "\n")
     with pytest.raises(GoldenError, match="schema 2, this build reads up to 1"):
         kept.read(NAME)
     before = tree(kept)
@@ -273,10 +273,10 @@ def test_a_full_disk_is_an_error_and_harms_nothing(kept, make_stream, provenance
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device", "x")
 
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(StoreError, match="cannot be written .No space left on device"):
+    full_disk = pytest.raises(StoreError, match="cannot be written .No space left on device")
+    with monkeypatch.context() as patch, full_disk:
+        patch.setattr(os, "fsync", full)
         kept.publish(make_stream(1), provenance, accept=True)
-    monkeypatch.undo()
     kept.read(NAME)
     kept.publish(make_stream(), provenance, accept=True)
     assert tree(kept) == before  # the leftovers are gone as well

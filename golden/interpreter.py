@@ -55,6 +55,7 @@ def _environment(arch: str) -> dict[str, str]:
     return os.environ | {
         "TRITON_INTERPRET": "1",
         "BITASSAY_ARCH": arch,
+        "BITASSAY_ALLOW": "",  # a check allows nothing whose bits are undefined
         "CUDA_VISIBLE_DEVICES": "",
         "PYTHONPATH": os.pathsep.join(paths),
         "PYTHONSAFEPATH": "1",

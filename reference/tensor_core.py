@@ -36,6 +36,7 @@ _LEAST_EXPONENT = {
 _OUTPUTS = 1 << 18  # outputs per tile of the exact path: times a group of float64, about 32 MiB
 
 
+@torch.no_grad()
 def matmul(  # [M, K], [K, N], [M, N] -> [M, N]
     a: Tensor,
     b: Tensor | PreparedWeight,

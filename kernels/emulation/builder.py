@@ -57,9 +57,9 @@ _FLOAT_COMPARISONS: dict[str, Callable[..., Array]] = {
     "UNE": np.not_equal,
 }
 # Operations behind which the compiler does not look for the width a dot operand was loaded at.
-_FORGETS_WIDTH = {"create_dot", "create_load", "create_masked_load", "create_descriptor_load"}
-_WIDENS = {f"create_{name}" for name in ("fp_ext", "fp_to_fp", "si_to_fp", "ui_to_fp", "int_cast")}
-_KEEPS_ZERO = {f"create_{name}" for name in ("broadcast", "expand_dims", "reshape", "trans")}
+_FORGETS_WIDTH = {"create_dot", "create_descriptor_load"}
+_VIEWS = {f"create_{name}" for name in ("broadcast", "expand_dims", "reshape", "trans")}
+_KEEPS_ZERO = _VIEWS | {f"create_{name}" for name in ("fp_ext", "fp_trunc", "fp_to_fp")}
 
 
 class GpuBuilder(FloatingPoint, Memory, Product):
@@ -112,6 +112,8 @@ class GpuBuilder(FloatingPoint, Memory, Product):
         if name not in _FORGETS_WIDTH:
             for made in result if isinstance(result, tuple) else (result,):
                 self._note_width(name, handles, made)
+        if name in _VIEWS and handles[0].attr.get("dot"):
+            result.attr["dot"] = True
         if name in _KEEPS_ZERO and "zero" in handles[0].attr:
             result.attr["zero"] = handles[0].attr["zero"]
         return result
@@ -121,10 +123,10 @@ class GpuBuilder(FloatingPoint, Memory, Product):
         if not isinstance(result, TensorHandle):
             return
         widths = [h.attr["narrow"] for h in handles if "narrow" in h.attr]
-        if name in _WIDENS and handles[0].dtype.scalar != tl.int1:
-            source = handles[0].dtype.scalar.primitive_bitwidth
-            if source < result.dtype.scalar.primitive_bitwidth:
-                widths.append(source)
+        # The compiler follows loads back to pointers and masks, and any narrow value on the way
+        # (an int8 index, a boolean in memory) counts; a boolean in registers does not.
+        scalars = (h.dtype.scalar for h in handles if h.data.size > 1)
+        widths += [s.primitive_bitwidth for s in scalars if not s.is_ptr() and s != tl.int1]
         if widths:
             result.attr["narrow"] = min(widths)
 

@@ -60,6 +60,11 @@ def dot(
         )
     x, y, acc = to_torch(a, dtype), to_torch(b, dtype), to_torch(c, tl.float32)
     if a.ndim == 3:
+        if dtype in FP8 and tile.arch == "sm_90":
+            raise RefusedError(
+                "tl.dot of fp8 with a batch dimension on sm_90: the compiler multiplies it as fp16 "
+                "whatever the tile; give every product of the batch its own program"
+            )
         parts = [_matmul(x[i], y[i], acc[i], dtype, precision, tile) for i in range(len(x))]
         return from_torch(torch.stack(parts))
     return from_torch(_matmul(x, y, acc, dtype, precision, tile))

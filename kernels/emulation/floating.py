@@ -77,11 +77,18 @@ class FloatingPoint:
 
     def _create_fsub(self, a: TensorHandle, b: TensorHandle) -> Any:
         self._contracts(added=True)
-        return self._arithmetic("subtraction", np.subtract, a, b)
+        result = self._arithmetic("subtraction", np.subtract, a, b)
+        result.attr["dot"] = a.attr.get("dot") and not b.data.any()  # x - 0 is folded away
+        return result
 
     def _create_fmul(self, a: TensorHandle, b: TensorHandle) -> Any:
         self._contracts(multiplied=True)
-        return self._arithmetic("multiplication", np.multiply, a, b)
+        result = self._arithmetic("multiplication", np.multiply, a, b)
+        # A factor that is the constant 1 is folded away, and the dot stands there bare.
+        for x, one in ((a, b), (b, a)):
+            if x.attr.get("dot") and (arithmetic.widen(one.data, one.dtype.scalar) == 1).all():
+                result.attr["dot"] = True
+        return result
 
     def _create_precise_divf(self, a: TensorHandle, b: TensorHandle) -> Any:
         return self._arithmetic("tl.div_rn", np.divide, a, b)
@@ -132,6 +139,13 @@ class FloatingPoint:
         self, x: TensorHandle, low: TensorHandle, high: TensorHandle, propagate: Any
     ) -> Any:
         nan = propagate != ir.PROPAGATE_NAN.NONE
+        value, least, most = (arithmetic.widen(h.data, x.dtype.scalar) for h in (x, low, high))
+        symmetric = (least == -most).all()
+        if self.arch == "sm_90" and symmetric and not nan and np.isnan(value).any():
+            raise RefusedError(
+                "tl.clamp of NaN on sm_90: with constant limits -c and c the instruction gives "
+                "c, otherwise the lower limit; replace NaN (tl.where) before the clamp"
+            )
         return self._extremum(self._extremum(x, low, True, nan), high, False, nan)
 
     def _compare(self, method: Callable[..., TensorHandle], a: Any, b: Any) -> Any:

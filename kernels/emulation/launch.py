@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from types import SimpleNamespace
 from typing import Any
 
@@ -49,6 +50,22 @@ class _Switch(interpreter.InterpreterBuilder):  # type: ignore[misc]
     def __getattribute__(self, name: str) -> Any:
         return getattr(_current or _PLAIN, name)
 
+
+class _LoopVariables(interpreter.ASTTransformer):  # type: ignore[misc]
+    """Make a loop's variable what the compiled kernel has: an int32 tensor, not Python's int."""
+
+    def visit_For(self, node: ast.For) -> ast.For:  # noqa: N802
+        self.generic_visit(node)
+        called = getattr(node.iter, "func", None)
+        static = getattr(called, "attr", getattr(called, "id", "")) == "static_range"
+        if isinstance(node.target, ast.Name) and not static:
+            name = node.target.id
+            again = ast.Assign([ast.Name(name, ast.Store())], ast.Name(name, ast.Load()))
+            node.body.insert(0, self.visit_Assign(again))
+        return node
+
+
+interpreter.FunctionRewriter.ast_transformer = _LoopVariables()
 
 # Triton keeps references to its one builder in places that cannot all be found (3.6.0 makes a
 # semantic object for every function it patches), so the object itself learns to forward.

@@ -24,7 +24,7 @@ class Product:
 
     def _create_splat(self, kind: Any, value: TensorHandle) -> Any:
         result = self.plain.create_splat(kind, value)
-        if value.dtype.scalar == tl.float32 and not value.data.any():
+        if value.dtype in (tl.float32, tl.bfloat16, tl.float16) and not value.data.any():
             result.attr["zero"] = self.runtime_bounds
         return result
 
@@ -32,6 +32,11 @@ class Product:
         self, a: TensorHandle, b: TensorHandle, c: TensorHandle, precision: Any, imprecise: int
     ) -> Any:
         dtype = a.dtype.scalar
+        if b.dtype.scalar != dtype:
+            raise RefusedError(
+                f"tl.dot of {dtype} by {b.dtype.scalar}: not modelled; store both operands in one "
+                "type"
+            )
         exact_order = dtype == tl.float32 and precision == ir.INPUT_PRECISION.IEEE
         for operand, handle in (("first", a), ("second", b)):
             if handle.attr.get("narrow", 99) < dtype.primitive_bitwidth and not exact_order:

@@ -197,3 +197,16 @@ def test_the_gpu_gives_the_same_bits(case: Case, cuda: torch.device) -> None:
     case.same(a, b, c, case.product)
     for m in range(M):
         case.same(a[m : m + 1], b, c[m : m + 1], case.product[m : m + 1])
+
+
+@pytest.mark.parametrize("arch", ["sm_89", "sm_90"])
+def test_products_beyond_fp32_set_the_exponent(arch: str) -> None:
+    """2**130 - 2**130 + 2**104: the small product lies too far below the large ones to count."""
+    a = torch.tensor([[2.0**100, 2.0**100, 2.0**52]]).bfloat16()
+    b = torch.tensor([[2.0**30], [-(2.0**30)], [2.0**52]]).bfloat16()
+    assert_same_bits(matmul(a, b, arch=arch), torch.zeros(1, 1))
+
+
+def test_operands_may_require_gradients() -> None:
+    a, b = (torch.ones(*shape).bfloat16().requires_grad_() for shape in ((2, 16), (16, 3)))
+    assert_same_bits(matmul(a, b, arch="sm_90"), torch.full((2, 3), 16.0))

@@ -6,7 +6,6 @@ machine; another CPU or another torch rounds differently. The committed weights 
 script says how they came to be, and running it again makes a new model, with goldens of its own.
 """
 
-import json
 import math
 import platform
 from pathlib import Path
@@ -17,13 +16,18 @@ import torch.nn.functional as F
 import typer
 from rich.console import Console
 from rich.progress import Progress
-from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 
 from bitassay.golden.training.card import model_card
 from bitassay.golden.training.corpus import SourceFile, corpus_digest, read_corpus
-from bitassay.golden.training.prompts import Prompt, choose_prompts, greedy_streams, loop_count
+from bitassay.golden.training.huggingface import round_weights, save_weights, write_json
+from bitassay.golden.training.prompts import (
+    choose_prompts,
+    greedy_streams,
+    loop_count,
+    write_prompts,
+)
 
 VOCAB_SIZE = 4096
 CONTEXT_SIZE = 4
@@ -129,15 +133,6 @@ def train(
     return model
 
 
-def round_weights(model: TrainedModel) -> dict[str, Tensor]:
-    """Round the weights to bf16, in place in the fp32 model, and return them as bf16 tensors."""
-    rounded = {}
-    for name, parameter in model.named_parameters():
-        rounded[name] = parameter.detach().to(torch.bfloat16)
-        parameter.data.copy_(rounded[name])
-    return rounded
-
-
 def save_checkpoint(folder: Path, tensors: dict[str, Tensor], tokenizer: Tokenizer) -> None:
     """Write a Hugging Face model directory."""
     end = tokenizer.token_to_id(END_OF_TEXT)
@@ -165,24 +160,7 @@ def save_checkpoint(folder: Path, tensors: dict[str, Tensor], tokenizer: Tokeniz
     write_json(folder / "generation_config.json", {"do_sample": False, **ends})
     write_json(folder / "tokenizer_config.json", tokenizer_config)
     tokenizer.save(str(folder / "tokenizer.json"))
-    weights = folder / "model.safetensors"
-    save_file(tensors, weights, metadata={"format": "pt"})
-    weights.chmod(0o644)  # the library leaves it readable by its owner alone
-
-
-def write_json(path: Path, value: object) -> None:
-    """Write one JSON value, indented, with a last newline."""
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-
-
-def write_prompts(path: Path, prompts: list[Prompt]) -> None:
-    """Write one JSON object a line: id, text, source."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [
-        json.dumps({"id": f"context-lm-{i:02d}", "text": prompt.text, "source": prompt.source})
-        for i, prompt in enumerate(prompts)
-    ]
-    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    save_weights(folder, tensors)
 
 
 def main(
@@ -237,7 +215,7 @@ def main(
     prompts = choose_prompts(
         model, tokenizer, kept, count=prompt_count, max_tokens=max_tokens, seed=seed
     )
-    write_prompts(prompts_file, prompts)
+    write_prompts(prompts_file, "context-lm", prompts)
     streams = greedy_streams(model, [prompt.ids for prompt in prompts], max_tokens, pad=0)
     figures = {
         "python": platform.python_version(),

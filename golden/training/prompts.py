@@ -5,9 +5,11 @@ candidate is run, and the prompts are taken whose streams go longest without a l
 contexts not yet visited.
 """
 
+import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
@@ -134,3 +136,13 @@ def choose_prompts(
         visited |= best[1]
         chosen.append(best[0])
     return chosen
+
+
+def write_prompts(path: Path, suite: str, prompts: list[Prompt]) -> None:
+    """Write one JSON object a line: id (the suite's name and a number), text, source."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [
+        json.dumps({"id": f"{suite}-{i:02d}", "text": prompt.text, "source": prompt.source})
+        for i, prompt in enumerate(prompts)
+    ]
+    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")

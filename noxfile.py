@@ -103,7 +103,11 @@ def tests(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def golden(session: nox.Session) -> None:
-    """Regenerate every golden and compare it with the store; `-- --accept` publishes."""
+    """Let the reference say every golden again, and compare it with the store.
+
+    `-- --accept` publishes; `-- --sequential` generates one token at a time instead of replaying;
+    `-- --prompts 8` is the quick form.
+    """
     install(session, "-e", ".")
     session.run("bitassay", "record", "--all", *session.posargs, env=CPU)
 

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
+from . import oracle
 from .compare import Comparison, compare
 from .device import describe_gpu, gpu_arch, run_gpu
-from .errors import CannotRunError, StaleError
-from .interpreter import run_interpreter
+from .errors import CannotRunError, GoldenError, StaleError
+from .inputs import Inputs, load_inputs
+from .interpreter import estimate, run_interpreter
 from .manifest import Entry
+from .pool import suitable_crew
 from .provenance import Identity
-from .record import Inputs, load_inputs
-from .runners import Progress, generate_sequentially, replay
+from .runners import Progress
 from .store import Golden, Store
 from .stream import TokenStream
-from .suites import find_suite
+from .suites import Suite, find_suite, own_suite
 from .ways import Options, Way
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class OwnModel:
+    """A user's own model directory and prompts, from which a golden was recorded."""
+
+    model: Path
+    prompts: Path
 
 
 @dataclass(frozen=True)
@@ -27,20 +41,30 @@ class Checked:
     confirmed: Entry | None
 
 
-def check(store: Store, name: str, options: Options, *, progress: Progress) -> Checked:
+def check(
+    store: Store,
+    name: str,
+    options: Options,
+    *,
+    own: OwnModel | None = None,
+    progress: Progress,
+    tell: Tell = lambda text: None,
+) -> Checked:
     """Run what the options name and compare it with the golden `name`.
 
-    Raises GoldenError when it cannot be judged: a missing, damaged or stale golden, or something
-    that cannot run here.
+    own: what the golden was recorded from, where that is no suite. tell: called with what the
+    user should know before the work begins. Raises GoldenError when it cannot be judged: a
+    missing, damaged or stale golden, or something that cannot run here.
     """
-    suite, arch = find_suite(name)
+    if own is None:
+        find_suite(name)  # a misspelt name, rather than a golden that is missing
     if options.confirm:
         store.require_writable(accept=True)
     golden = store.read(name)
-    inputs = load_inputs(suite, arch)
+    inputs = load_inputs(*_suite(golden, own))
     require_current(golden, inputs.identity)
-    expected = golden.stream if options.prompts is None else golden.stream.first(options.prompts)
-    found = _run(inputs, expected, options, progress)
+    expected = golden.stream.first(options.prompts, options.tokens)
+    found = _run(inputs, expected, options, progress, tell)
     comparison = compare(expected, found)
     confirmed = None
     if options.confirm and comparison.equal:
@@ -59,12 +83,20 @@ def require_current(golden: Golden, identity: Identity) -> None:
             f"({recorded['contract'][:12]}…), this build has contract {here['contract_version']} "
             f"({here['contract'][:12]}…): {advice}"
         )
-    for key in ("model", "tokenizer", "prompts"):
+    for key in ("model", "tokenizer", "prompts", "rotary_table"):
         if recorded[key] != here[key]:
-            raise StaleError(
-                f"golden {name} was recorded with another {key} ({recorded[key][:12]}…) than the "
-                f"one found here ({here[key][:12]}…): restore it, or {advice}"
+            was, found = (
+                side[key][:12] + "…" if side[key] else "none" for side in (recorded, here)
             )
+            raise StaleError(
+                f"golden {name} was recorded with another {key.replace('_', ' ')} ({was}) than the "
+                f"one found here ({found}): restore it, or {advice}"
+            )
+    if recorded["tokens"] != here["tokens"]:
+        raise StaleError(
+            f"golden {name} was recorded with {recorded['tokens']} tokens a prompt, here it is "
+            f"{here['tokens']}: {advice}"
+        )
 
 
 def of_this_gpu(names: list[str]) -> tuple[list[str], list[str]]:
@@ -81,22 +113,38 @@ def of_this_gpu(names: list[str]) -> tuple[list[str], list[str]]:
     return fitting, [name for name in names if name not in fitting]
 
 
+def _suite(golden: Golden, own: OwnModel | None) -> tuple[Suite, str]:
+    identity = golden.provenance.identity
+    if own is None:
+        return find_suite(identity.name)
+    arches = (identity.arch,)
+    suite = own_suite(own.model, own.prompts, identity.tokens, name=identity.suite, arches=arches)
+    return suite, identity.arch
+
+
 def _run(
-    inputs: Inputs, expected: TokenStream, options: Options, progress: Progress
+    inputs: Inputs, expected: TokenStream, options: Options, progress: Progress, tell: Tell
 ) -> TokenStream:
-    count = len(expected.prompt_names)
     job = replace(
-        inputs.job,
-        prompt_names=inputs.job.prompt_names[:count],
-        prompts=inputs.job.prompts[:count],
-        steps=expected.steps,
+        inputs.first(len(expected.prompt_names), expected.steps),
         batch_size=options.batch_size,
         shuffle=options.shuffle,
+        chunk_size=options.chunk_size,
     )
+    if job.chunk_size is not None and not inputs.facts.has_cache:
+        raise GoldenError(
+            f"--chunk-size: the model of {inputs.identity.name} has no key/value cache that a "
+            "prompt could fill in chunks"
+        )
     if options.way is Way.GPU:
-        return run_gpu(job, inputs.checkpoint)
+        return run_gpu(job, inputs.facts)
     if options.way is Way.INTERPRETER:
+        if warning := estimate(job, inputs.facts):
+            tell(f"{inputs.identity.name}: {warning}")
         return run_interpreter(job)
+    crew = suitable_crew(job, inputs.facts, options.jobs)
+    if crew.note:
+        tell(f"{inputs.identity.name}: {crew.note}")
     if options.sequential:
-        return generate_sequentially(job, inputs.checkpoint, progress)
-    return replay(job, inputs.checkpoint, expected.tokens.tolist(), progress)
+        return oracle.generate(job, inputs.facts, progress, crew=crew, sequential=True)
+    return oracle.replay(job, inputs.facts, expected.tokens.tolist(), progress, crew=crew)

@@ -26,14 +26,14 @@ class Counts:
 class Difference:
     """Where one prompt's stream first differs.
 
-    prompt: its index. step: None when the prompt's own rows differ. operation: the first whose
-    row differs, by fingerprint; None when all rows are equal, and so the choice among them differs.
-    arrays: those that differ at this step.
+    prompt: its index. step: None when the prompt's own rows differ. operations: those whose rows
+    differ there, by fingerprint, in running order; none when all rows are equal, and so the
+    choice among the logits differs. arrays: those that differ at this step.
     """
 
     prompt: int
     step: int | None
-    operation: str | None
+    operations: tuple[str, ...]
     arrays: tuple[str, ...]
 
 
@@ -75,8 +75,8 @@ def compare(expected: TokenStream, found: TokenStream) -> Comparison:
 def _first(expected: TokenStream, found: TokenStream, s: int) -> Difference | None:
     folded = np.flatnonzero(expected.prompt_fingerprints[s] != found.prompt_fingerprints[s])
     if folded.size:
-        operation = expected.operations[folded[0]]
-        return Difference(s, None, operation, ("prompt_fingerprints",))
+        operations = tuple(expected.operations[o] for o in folded)
+        return Difference(s, None, operations, ("prompt_fingerprints",))
     unequal = {
         name: (getattr(expected, name)[s] != getattr(found, name)[s]).reshape(expected.steps, -1)
         for name in _BY_STEP
@@ -86,9 +86,9 @@ def _first(expected: TokenStream, found: TokenStream, s: int) -> Difference | No
         return None
     step = int(steps[0])
     rows = np.flatnonzero(unequal["fingerprints"][step])
-    operation = expected.operations[rows[0]] if rows.size else None
+    operations = tuple(expected.operations[o] for o in rows)
     arrays = tuple(name for name in _BY_STEP if unequal[name][step].any())
-    return Difference(s, step, operation, arrays)
+    return Difference(s, step, operations, arrays)
 
 
 def _compared(stream: TokenStream) -> Counts:

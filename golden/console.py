@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from .errors import GoldenError
 
 EQUAL, DIFFERENT, COULD_NOT_CHECK = 0, 1, 2
+LINE_SECONDS = 60.0  # between lines of progress where there is no bar
 _NO_TERMINAL = 300  # columns: digests and names of GPUs are for grep and copying
 
 
@@ -50,13 +61,63 @@ def guarded(action: Callable[[], int]) -> int:
     return COULD_NOT_CHECK
 
 
+class Meter:
+    """Shows how far the work is: called with what is done and what there is in all.
+
+    Where stderr is no terminal there is no bar, but now and then a line, for work that takes long.
+    """
+
+    def __init__(self, bar: Progress, description: str) -> None:
+        self._bar, self._description = bar, description
+        self._task = bar.add_task(description, total=None)
+        self._total: int | None = None
+        self._begun = self._said = time.monotonic()
+        self._before = 0  # done when it began: by an earlier run
+
+    def __call__(self, done: int, total: int) -> None:
+        """Move the bar; a new total is a new beginning, whose time is estimated afresh."""
+        if total != self._total:
+            self._bar.reset(self._task, total=total, completed=done)
+            self._total, self._before, self._begun = total, done, time.monotonic()
+        else:
+            self._bar.update(self._task, completed=done)
+        if not self._bar.console.is_terminal:
+            self._line(done, total, time.monotonic())
+
+    def _line(self, done: int, total: int, now: float) -> None:
+        if now - self._said < LINE_SECONDS or done <= self._before:
+            return
+        self._said = now
+        left = (now - self._begun) / (done - self._before) * (total - done)
+        self.tell(
+            f"{self._description}: {done:,} of {total:,} rows, about "
+            f"{timedelta(seconds=round(left))} left"
+        )
+
+    def tell(self, text: str) -> None:
+        """Print a line on stderr, above the bar."""
+        self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 @contextmanager
-def progress(name: str, what: str) -> Iterator[Callable[[int, int], None]]:
-    """Show a bar on stderr while something runs; yields what to call with done and total."""
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+def progress(name: str, what: str) -> Iterator[Meter]:
+    """Show a bar on stderr while something runs, in rows, with the time it still takes."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("rows"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(elapsed_when_finished=False),
+        TextColumn("left"),
+    )
     console = Console(stderr=True)
     with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
+        *columns,
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+        speed_estimate_period=600,
     ) as bar:
-        task = bar.add_task(f"{name}: {what}", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        yield Meter(bar, f"{name}: {what}")

@@ -8,9 +8,9 @@ from importlib.metadata import version
 import torch
 
 from bitassay.reference.arch import get_arch
-from bitassay.reference.checkpoint import Checkpoint
 
 from .errors import CannotRunError
+from .loading import ModelFacts
 from .provenance import Confirmation, now
 from .runners import Job, run_engine
 from .stream import TokenStream
@@ -27,7 +27,7 @@ def gpu_arch() -> str:
     return f"sm_{major}{minor}"
 
 
-def run_gpu(job: Job, checkpoint: Checkpoint) -> TokenStream:
+def run_gpu(job: Job, facts: ModelFacts) -> TokenStream:
     """Return what the engine generates on the GPU; CannotRunError unless it is the job's kind."""
     found = gpu_arch()
     if get_arch(job.arch).name != found:
@@ -39,7 +39,7 @@ def run_gpu(job: Job, checkpoint: Checkpoint) -> TokenStream:
         raise CannotRunError(
             "TRITON_INTERPRET is set, so kernels would be interpreted on the CPU: unset it"
         )
-    return run_engine(job, checkpoint, device="cuda")
+    return run_engine(job, facts, device="cuda")
 
 
 def describe_gpu() -> Confirmation:

@@ -21,8 +21,12 @@ class SchemaError(StoreError):
     """A newer bitassay wrote this; reading it with this one could misjudge it."""
 
 
+class OutdatedError(SchemaError):
+    """An earlier bitassay recorded this; it has to be recorded again."""
+
+
 class StaleError(GoldenError):
-    """The golden was recorded under another contract, model, tokenizer or prompts."""
+    """The golden was recorded under another contract, model, tokenizer, prompts or length."""
 
 
 class PromptError(GoldenError):
@@ -31,3 +35,7 @@ class PromptError(GoldenError):
 
 class CannotRunError(GoldenError):
     """What was asked to run cannot run here; nothing else was run in its place."""
+
+
+class WorkerError(GoldenError):
+    """A process that did part of the work failed or was killed."""

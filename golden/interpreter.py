@@ -7,7 +7,6 @@ so the parent starts `python -m bitassay.golden.interpreter` and compares what i
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -17,12 +16,17 @@ from typing import Any
 
 import numpy as np
 
-import bitassay
 from bitassay.reference.checkpoint import load_checkpoint
 
+from .children import environment
 from .errors import CannotRunError
+from .loading import ModelFacts, model_facts
 from .runners import Job, run_engine
 from .stream import ARRAYS, LABELS, TokenStream
+
+# Roughly what the interpreter takes: products of weights and rows in a second, and seconds for an
+# operation of one step, however few its rows.
+_MULTIPLY_ADDS, _OPERATION = 20_000_000, 0.09
 
 
 def run_interpreter(job: Job) -> TokenStream:
@@ -48,18 +52,30 @@ def run_interpreter(job: Job) -> TokenStream:
         return _load(answer)
 
 
+def estimate(job: Job, facts: ModelFacts) -> str:
+    """Return how long it will take, in words, where that is more than a few minutes; else ""."""
+    rows = sum(map(job.rows, range(len(job.prompts))))
+    batch = job.batch_size or len(job.prompts)
+    longest = max(map(len, job.prompts))
+    steps = job.steps - 1 + -(-longest // (job.chunk_size or longest))
+    launched = -(-len(job.prompts) // batch) * steps * len(facts.operations)
+    seconds = rows * facts.weights / _MULTIPLY_ADDS + launched * _OPERATION
+    if seconds < 300:
+        return ""
+    long = f"{seconds / 3600:.1f} hours" if seconds > 5400 else f"{seconds / 60:.0f} minutes"
+    return (
+        f"about {long} in the interpreter; --prompts N and --tokens T compare a part of it that "
+        "takes less"
+    )
+
+
 def _environment(arch: str) -> dict[str, str]:
-    """This process's environment, with the emulation switched on and the same bitassay."""
-    here = str(Path(bitassay.__file__).parents[1])
-    paths = [here, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    return os.environ | {
-        "TRITON_INTERPRET": "1",
-        "BITASSAY_ARCH": arch,
-        "BITASSAY_ALLOW": "",  # a check allows nothing whose bits are undefined
-        "CUDA_VISIBLE_DEVICES": "",
-        "PYTHONPATH": os.pathsep.join(paths),
-        "PYTHONSAFEPATH": "1",
-    }
+    """The environment with the emulation switched on."""
+    return environment(
+        TRITON_INTERPRET="1",
+        BITASSAY_ARCH=arch,
+        BITASSAY_ALLOW="",  # a check allows nothing whose bits are undefined
+    )
 
 
 def _main(request: Path, answer: Path) -> None:
@@ -68,7 +84,8 @@ def _main(request: Path, answer: Path) -> None:
     names = tuple(fields.pop("prompt_names"))
     job = Job(**fields, prompts=prompts, prompt_names=names)
     job = replace(job, model=Path(job.model))
-    stream = run_engine(job, load_checkpoint(job.model), device="cpu")
+    facts = model_facts(load_checkpoint(job.model), job.contract)
+    stream = run_engine(job, facts, device="cpu")
     _save(stream, answer)
 
 

@@ -20,7 +20,7 @@ from zarr.codecs import BloscCodec
 from zarr.core.buffer import Buffer, default_buffer_prototype
 from zarr.storage import MemoryStore
 
-from .errors import CorruptError, SchemaError
+from .errors import CorruptError, OutdatedError, SchemaError
 from .provenance import SCHEMA, Identity, Provenance
 from .stream import ARRAYS, LABELS, TokenStream
 
@@ -95,10 +95,10 @@ def _require_digest(path: str, data: bytes, expected: str, authority: str) -> No
 
 
 def decode(files: dict[str, bytes]) -> tuple[TokenStream, Provenance]:
-    """Return what `encode` was given, from verified files; SchemaError for a later layout."""
+    """Return what `encode` was given, from verified files; SchemaError for another layout."""
     group = zarr.open_group(_memory(files), mode="r")
     attributes: dict[str, Any] = dict(group.attrs)
-    require_schema(attributes["schema"])
+    require_schema(attributes["schema"], oldest=SCHEMA)
     values: dict[str, Any] = {name: attributes.pop(name) for name in LABELS}
     values |= {name: tuple(values[name]) for name in ("operations", "prompt_names")}
     values |= {name: np.asarray(group[name][...]) for name in ARRAYS}  # type: ignore[index]
@@ -106,8 +106,12 @@ def decode(files: dict[str, bytes]) -> tuple[TokenStream, Provenance]:
     return TokenStream(**values), Provenance(identity, **attributes)
 
 
-def require_schema(schema: int) -> None:
-    """Raise SchemaError for a schema that this build does not know."""
+def require_schema(schema: int, oldest: int = 1) -> None:
+    """Raise SchemaError for a schema that is later than this build's or earlier than `oldest`."""
+    if schema < oldest:
+        raise OutdatedError(
+            f"recorded with schema {schema}, this build reads schema {SCHEMA}: record it again"
+        )
     if schema > SCHEMA:
         raise SchemaError(
             f"written with schema {schema}, this build reads up to {SCHEMA}: install a newer "

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 from .errors import CorruptError
 from .layout import SUMS, canonical, require_schema, sha256
@@ -11,6 +13,8 @@ from .provenance import SCHEMA, Confirmation, Provenance
 from .stream import TokenStream
 
 MANIFEST = "manifest.jsonl"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9_]+")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,15 @@ class Entry:
         facts = asdict(self)
         facts["confirmed"] = facts["confirmed"] or "emulated"
         return json.dumps(facts | {"checksum": sha256(canonical(facts))})
+
+
+_INTEGERS = ("prompts", "tokens", "distinct_rows", "bytes", "contract_version", "schema")
+# What JSON gives for each field but `confirmed`; a bool is no int here.
+_KINDS = {
+    field.name: int if field.name in _INTEGERS else str
+    for field in fields(Entry)
+    if field.name != "confirmed"
+}
 
 
 def describe(
@@ -97,9 +110,25 @@ def _parse_line(line: bytes, number: int) -> Entry:
         raise _damaged(number, "its checksum does not fit")
     if facts.keys() != {field.name for field in fields(Entry)}:
         raise _damaged(number, "its fields are not those of this schema")
-    confirmed = facts.pop("confirmed")
-    machines = () if confirmed == "emulated" else tuple(Confirmation(**c) for c in confirmed)
-    return Entry(**facts, confirmed=machines)
+    if wrong := [name for name, kind in _KINDS.items() if type(facts[name]) is not kind]:
+        raise _damaged(number, f"{wrong[0]} is {facts[wrong[0]]!r}")
+    if not _NAME.fullmatch(facts["name"]) or not _DIGEST.fullmatch(facts["digest"]):
+        raise _damaged(number, f"it names {facts['name']!r} and directory {facts['digest']!r}")
+    return Entry(**facts | {"confirmed": _machines(facts["confirmed"], number)})
+
+
+def _machines(confirmed: Any, number: int) -> tuple[Confirmation, ...]:
+    if confirmed == "emulated":
+        return ()
+    known = {field.name for field in fields(Confirmation)}
+    if not isinstance(confirmed, list) or not confirmed:
+        raise _damaged(number, f"confirmed is {confirmed!r}")
+    for machine in confirmed:
+        if not isinstance(machine, dict) or machine.keys() != known:
+            raise _damaged(number, f"it is confirmed by {machine!r}")
+        if not all(isinstance(value, str) for value in machine.values()):
+            raise _damaged(number, f"it is confirmed by {machine!r}")
+    return tuple(Confirmation(**machine) for machine in confirmed)
 
 
 def _damaged(number: int, why: str) -> CorruptError:

@@ -43,12 +43,18 @@ def load_prompts(path: Path) -> tuple[list[Prompt], str]:
     return prompts, sha256(data)
 
 
-def encode_prompts(prompts: list[Prompt], tokenizer: Tokenizer, vocab_size: int) -> list[list[int]]:
-    """Return the token ids of each prompt; PromptError for none or for one the model lacks."""
+def encode_prompts(
+    prompts: list[Prompt], tokenizer: Tokenizer | None, vocab_size: int
+) -> list[list[int]]:
+    """Return the token ids of each prompt; PromptError for none or for one the model lacks.
+
+    tokenizer: None where every prompt comes as ids.
+    """
     encoded = []
     for prompt in prompts:
         ids = prompt.token_ids
         if ids is None:
+            assert tokenizer is not None
             ids = tuple(tokenizer.encode(prompt.text, add_special_tokens=False).ids)
         if not ids:
             raise PromptError(f"prompt {prompt.id!r} has no tokens: at least one is needed")

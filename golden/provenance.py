@@ -11,7 +11,7 @@ from typing import Any
 
 from .. import __version__
 
-SCHEMA = 1  # of the zarr group, its attributes and the manifest lines
+SCHEMA = 2  # of the zarr group, its attributes and the manifest lines
 
 ROOM = Path(__file__).resolve().parent  # models, prompts and store lie beside this file
 
@@ -32,7 +32,9 @@ class Identity:
     """What decides the streams; two goldens are the same when these and the arrays are.
 
     All digests are sha256 in hex: `contract` that of the order contract, `model` that of
-    config.json and the weights, `tokenizer` and `prompts` those of the two files.
+    config.json and the weights, `tokenizer` and `prompts` those of the two files, `rotary_table`
+    that of the rotary cosines and sines; "" where a model has none. tokens: how many each prompt
+    is continued by.
     """
 
     suite: str
@@ -42,6 +44,8 @@ class Identity:
     model: str
     tokenizer: str
     prompts: str
+    tokens: int
+    rotary_table: str
 
     @property
     def name(self) -> str:

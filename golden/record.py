@@ -1,46 +1,62 @@
-"""Recording: the reference generates a suite again, and the store keeps it if it is accepted."""
+"""Recording: the reference gives a suite again, and the store keeps it if it may."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from bitassay.reference.checkpoint import Checkpoint, load_checkpoint, load_tokenizer
-from bitassay.reference.contract import default_contract
-
+from . import oracle
 from .compare import Comparison, compare
-from .errors import CorruptError, GoldenError, MissingError, PromptError
+from .errors import CorruptError, GoldenError, MissingError, OutdatedError
+from .inputs import Inputs, load_inputs
+from .journal import Journal, discard, opened
 from .manifest import Entry
-from .prompts import encode_prompts, load_prompts
-from .provenance import Identity, provenance_now
-from .runners import Job, Progress, generate
+from .pool import Crew, suitable_crew
+from .provenance import provenance_now
+from .runners import Job, Progress
 from .store import Golden, Store
-from .suites import Suite, find_suite
+from .stream import TokenStream
+from .suites import Suite
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """All that a golden follows from: the model, the encoded prompts, and their digests."""
+class Request:
+    """How to record. accept: publish what is new or different.
 
-    checkpoint: Checkpoint
-    identity: Identity
-    job: Job
+    sequential: generate one prompt and one token at a time, replaying nothing. prompts: only the
+    first so many, compared and never published; None for all. jobs: processes, None for as many
+    as are useful.
+    """
+
+    accept: bool = False
+    sequential: bool = False
+    prompts: int | None = None
+    jobs: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.accept and self.prompts is not None:
+            raise GoldenError("--accept needs all prompts: a golden is never published in part")
 
 
 @dataclass(frozen=True)
 class Recording:
     """What regenerating a golden showed.
 
-    old: the store's golden, None where it had none. changed: fields of the identity that differ
-    from it. comparison: of the streams, None where there is nothing comparable, and then
-    `incomparable` says why. published: the new entry, None when nothing was written.
+    how: what was run, in words. old: the store's golden, None where it had none. changed: fields
+    of the identity that differ from it. comparison: of the streams, None where there is nothing
+    comparable, and then `incomparable` says why. published: the new entry, None when nothing was
+    written. kept: what was generated stays in a journal, so publishing it later takes no time.
     """
 
+    how: str
     old: Golden | None
     changed: tuple[str, ...]
     comparison: Comparison | None
     incomparable: str | None
-    published: Entry | None
+    published: Entry | None = None
+    kept: bool = False
 
     @property
     def equal(self) -> bool:
@@ -48,62 +64,124 @@ class Recording:
         return self.comparison is not None and self.comparison.equal and not self.changed
 
 
-def load_inputs(suite: Suite, arch: str) -> Inputs:
-    """Read a suite's model, tokenizer and prompts; errors say which of them is unfit and why."""
-    checkpoint = load_checkpoint(suite.model)
-    prompts, prompts_digest = load_prompts(suite.prompts)
-    vocab_size = checkpoint.config.get("vocab_size")
-    if type(vocab_size) is not int:
-        raise PromptError(f"{Path(suite.model, 'config.json')}: vocab_size is not an integer")
-    encoded = encode_prompts(prompts, load_tokenizer(suite.model), vocab_size)
-    contract = default_contract(arch)
-    identity = Identity(
-        suite=suite.name,
-        arch=arch,
-        contract_version=contract.version,
-        contract=contract.digest,
-        model=checkpoint.digest,
-        tokenizer=str(checkpoint.tokenizer_digest),
-        prompts=prompts_digest,
-    )
-    names = tuple(prompt.id for prompt in prompts)
-    job = Job(Path(suite.model), arch, names, tuple(map(tuple, encoded)), suite.tokens)
-    return Inputs(checkpoint, identity, job)
+def record(
+    store: Store,
+    suite: Suite,
+    arch: str,
+    request: Request,
+    *,
+    progress: Progress,
+    tell: Callable[[str], None] = lambda text: None,
+) -> Recording:
+    """Obtain a golden's stream again and compare it with the store's; publish it if it may be.
 
-
-def record(store: Store, name: str, *, accept: bool, progress: Progress) -> Recording:
-    """Generate a golden again and compare it with the store; publish it if `accept` says so.
-
-    What is equal is not written again. Raises MissingError when the store has none and nothing is
-    accepted, and every error of reading the store unless a new golden is to replace the old one.
+    A new golden of a user's own model is published without being asked; any other only when the
+    request accepts it. What is equal is not written again. Raises MissingError when the store has
+    none and none may be written, and every error of reading the store unless a new golden is to
+    replace the old one. tell: called with what the user should know before the work begins.
     """
-    suite, arch = find_suite(name)
-    if accept:
-        store.require_writable(accept)  # before the work, not after it
-    old = _read_old(store, name, accept)
+    name = f"{suite.name}/{arch}"
+    old = _read_old(store, name, suite, request)
+    may_publish = request.accept or (old is None and request.prompts is None)
+    if may_publish:
+        store.require_writable(accept=True)  # before the work, not after it
     inputs = load_inputs(suite, arch)
-    stream = generate(inputs.job, inputs.checkpoint, progress)
-    comparison, incomparable = None, None
     changed: tuple[str, ...] = ()
     if old:
         new_identity, old_identity = asdict(inputs.identity), asdict(old.provenance.identity)
         changed = tuple(key for key in new_identity if new_identity[key] != old_identity[key])
-        try:
-            comparison = compare(old.stream, stream)
-        except GoldenError as error:
-            incomparable = str(error)
-    result = Recording(old, changed, comparison, incomparable, None)
-    if result.equal or not accept:
+    count = len(inputs.job.prompts) if request.prompts is None else request.prompts
+    job = inputs.first(count, inputs.job.steps)
+    crew = suitable_crew(job, inputs.facts, request.jobs)
+    if crew.note:
+        tell(f"{name}: {crew.note}")
+    if old and not changed and not request.sequential:
+        stream, how = _replay(job, inputs, old.stream.first(count), progress, crew)
+        result = Recording(how, old, changed, None, None)
+        result = _conclude(store, inputs, stream, result, may_publish)
+        if suite.own and store.writable and result.equal:
+            discard(Path(store.root), inputs.identity)
         return result
-    entry = store.publish(stream, provenance_now(inputs.identity), accept=accept)
-    return Recording(old, changed, comparison, incomparable, entry)
+    with _journal(store, suite, inputs, request) as journal:
+        if journal and journal.begun:
+            tell(f"{name}: going on where an earlier recording ended ({journal.begun})")
+        stream = oracle.generate(
+            job,
+            inputs.facts,
+            progress,
+            crew=crew,
+            sequential=request.sequential,
+            journal=journal,
+        )
+        how = _generated(request, changed)
+        empty = Recording(how, old, changed, None, None, kept=journal is not None)
+        result = _conclude(store, inputs, stream, empty, may_publish)
+        if journal and not result.kept:
+            journal.remove()
+        return result
 
 
-def _read_old(store: Store, name: str, accept: bool) -> Golden | None:
-    """The golden to compare with. A missing or damaged one may be recorded anew, if accepted."""
+def _replay(
+    job: Job, inputs: Inputs, expected: TokenStream, progress: Progress, crew: Crew
+) -> tuple[TokenStream, str]:
+    tokens = expected.tokens.tolist()
+    replayed = oracle.replay_or_generate(job, inputs.facts, tokens, progress, crew=crew)
+    how = "replayed with the reference"
+    if replayed.regenerated:
+        names = replayed.regenerated
+        listed = ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
+        how += f"; {len(names)} generated step by step, as other tokens are chosen: {listed}"
+    return replayed.stream, how
+
+
+def _generated(request: Request, changed: tuple[str, ...]) -> str:
+    what = "generated one token at a time" if request.sequential else "generated step by step"
+    why = ", ".join(key.replace("_", " ") for key in changed)
+    return f"{what} with the reference" + (f", as the golden is of another {why}" if why else "")
+
+
+def _conclude(
+    store: Store, inputs: Inputs, stream: TokenStream, result: Recording, may_publish: bool
+) -> Recording:
+    """Compare with the old golden and publish what is not equal, if it may be."""
+    if result.old:
+        try:
+            expected = result.old.stream
+            if len(stream.prompt_names) < len(expected.prompt_names):
+                expected = expected.first(len(stream.prompt_names))
+            result = replace(result, comparison=compare(expected, stream))
+        except GoldenError as error:
+            result = replace(result, incomparable=str(error))
+    if result.equal:
+        return replace(result, kept=False)
+    if not may_publish:
+        return result
+    entry = store.publish(stream, provenance_now(inputs.identity), accept=True)
+    return replace(result, published=entry, kept=False)
+
+
+@contextmanager
+def _journal(
+    store: Store, suite: Suite, inputs: Inputs, request: Request
+) -> Iterator[Journal | None]:
+    """The journal of a user's own model; suites are soon done."""
+    if not suite.own or request.prompts is not None or request.sequential or not store.writable:
+        yield None
+        return
+    with opened(Path(store.root), inputs.identity) as journal:
+        yield journal
+
+
+def _read_old(store: Store, name: str, suite: Suite, request: Request) -> Golden | None:
+    """The golden to compare with, None where there is none and one may be recorded.
+
+    A damaged or outdated one may be recorded anew, if accepted.
+    """
     try:
         return store.read(name)
     except GoldenError as error:
-        if accept and isinstance(error, MissingError | CorruptError):
+        if request.accept and isinstance(error, MissingError | CorruptError | OutdatedError):
+            return None
+        if suite.own and request.prompts is None and isinstance(error, MissingError):
             return None
         raise

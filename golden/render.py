@@ -17,6 +17,7 @@ from .stream import TOP, TokenStream
 Decode = Callable[[list[int]], str]
 
 _LISTED = 10  # differing streams named one by one
+_OPERATIONS = 4  # differing operations named one by one
 _PROMPT_TAIL = 72  # characters of the prompt that are shown, the last ones
 
 
@@ -54,12 +55,10 @@ def difference(comparison: Comparison, decode: Decode) -> Group:
 
 def _first(c: Comparison, d: Difference, decode: Decode) -> Iterator[RenderableType]:
     expected, found = c.expected, c.found
-    yield Text(f"  first {_where(expected, d)}")
+    yield Text(f"  {_where(expected, d)}")
     yield Text(f"  prompt text   {_tail(decode(expected.prompt(d.prompt)))}")
+    yield from _fingerprints(expected, found, d)
     if d.step is None:
-        o = expected.operations.index(d.operation or "")
-        want, got = (x.prompt_fingerprints[d.prompt, o] for x in (expected, found))
-        yield Text(f"  prompt rows   expected fingerprint {want:#018x}, found {got:#018x}")
         return
     at = (d.prompt, d.step)
     said = decode(expected.tokens[d.prompt, : d.step].tolist())
@@ -71,11 +70,25 @@ def _first(c: Comparison, d: Difference, decode: Decode) -> Iterator[RenderableT
             f"margin {int(stream.margins[at])} ulps"
         )
     yield Text(f"  differing     {', '.join(d.arrays)}")
-    for o, operation in enumerate(expected.operations):
-        want, got = (int(x.fingerprints[(*at, o)]) for x in (expected, found))
-        mark = "equal" if want == got else "different"
-        yield Text(f"  fingerprint   {operation}: expected {want:#018x}, found {got:#018x}, {mark}")
     yield _ranks(expected, found, at, decode)
+
+
+def _fingerprints(expected: TokenStream, found: TokenStream, d: Difference) -> Iterator[Text]:
+    """The first differing operations, and how many there are before and after them."""
+    if not d.operations:
+        return
+    every = expected.operations
+    first = every.index(d.operations[0])
+    if first:
+        yield Text(f"  equal before  {first} of {len(every)} operations, up to {every[first - 1]}")
+    for operation in d.operations[:_OPERATIONS]:
+        o = every.index(operation)
+        at = (d.prompt, o) if d.step is None else (d.prompt, d.step, o)
+        name = "prompt_fingerprints" if d.step is None else "fingerprints"
+        want, got = (int(getattr(stream, name)[at]) for stream in (expected, found))
+        yield Text(f"  fingerprint   {operation}: expected {want:#018x}, found {got:#018x}")
+    if len(d.operations) > _OPERATIONS:
+        yield Text(f"  different too {len(d.operations) - _OPERATIONS} more operations after these")
 
 
 def _ranks(expected: TokenStream, found: TokenStream, at: tuple[int, int], decode: Decode) -> Table:
@@ -91,9 +104,15 @@ def _ranks(expected: TokenStream, found: TokenStream, at: tuple[int, int], decod
 
 
 def _where(stream: TokenStream, d: Difference) -> str:
-    step = "its own rows" if d.step is None else f"step {d.step}"
-    operation = f"operation {d.operation}" if d.operation else "no operation: the choice alone"
-    return f"prompt {stream.prompt_names[d.prompt]}, {step}, {operation}"
+    """Prompt, token, and the first differing operation; tokens count from 0, as steps do."""
+    step = "prompt rows" if d.step is None else f"token {d.step}"
+    place = f"{stream.prompt_names[d.prompt]}, {step}"
+    if not d.operations:
+        return f"{place}: no operation differs, only {', '.join(d.arrays)}"
+    first, *others = d.operations
+    then = f", then {', '.join(others[:2])}" if others else ""
+    more = f" and {len(others) - 2} more" if len(others) > 2 else ""
+    return f"{place}: {first} differs (first in running order){then}{more}"
 
 
 def _bits(stream: TokenStream, at: tuple[int, int], rank: int) -> str:
@@ -134,7 +153,7 @@ def facts(golden: Golden) -> Table:
         "commit": f"{provenance.commit}{' with changes' if provenance.dirty else ''}",
         "packages": ", ".join(f"{k} {v}" for k, v in provenance.packages.items()),
         "confirmed": confirmed(golden.entry),
-        "operations": ", ".join(stream.operations),
+        "operations": _operations(stream.operations),
         "prompts × steps": f"{len(stream.prompt_names)} × {stream.steps}",
         "distinct rows": f"{stream.distinct_rows:,} of {stream.tokens.size:,}",
         "smallest margin": f"{int(stream.margins.min())} ulps of {stream.logits_dtype}; "
@@ -143,6 +162,13 @@ def facts(golden: Golden) -> Table:
     for key, value in rows.items():
         table.add_row(key.replace("_", " "), Text(str(value)))
     return table
+
+
+def _operations(names: tuple[str, ...]) -> str:
+    if len(names) <= 2 * _OPERATIONS:
+        return ", ".join(names)
+    some = (*names[:_OPERATIONS], "…", *names[-_OPERATIONS:])
+    return f"{len(names)}: {', '.join(some)}"
 
 
 def streams(golden: Golden, chosen: list[int], decode: Decode) -> Iterator[Text]:

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from . import files, layout, manifest
-from .errors import CorruptError, GoldenError, MissingError, StoreError
+from .errors import CorruptError, GoldenError, MissingError, OutdatedError, StoreError
 from .manifest import MANIFEST, Entry
-from .provenance import ROOM, Confirmation, Provenance, in_checkout
+from .provenance import ROOM, SCHEMA, Confirmation, Provenance, in_checkout
 from .stream import TokenStream
 
 PACKAGED = ROOM / "store"
@@ -151,6 +151,12 @@ class Store:
         return entry
 
     def _load(self, entry: Entry) -> Golden:
+        if entry.schema < SCHEMA:
+            raise OutdatedError(
+                f"recorded with schema {entry.schema}, this build reads schema {SCHEMA}: record it "
+                f"again with: bitassay record {entry.name} --accept{self.option}"
+            )
+
         def read(path: str) -> bytes:
             return files.read_file(self.root, f"{entry.directory}/{path}")
 

@@ -87,13 +87,22 @@ class TokenStream:
         """The token ids of every prompt."""
         return [self.prompt(s) for s in range(len(self.prompt_names))]
 
-    def first(self, count: int) -> TokenStream:
-        """Return the streams of the first `count` prompts alone."""
-        if not 1 <= count <= len(self.prompt_names):
-            raise GoldenError(
-                f"asked for {count} prompts: expected 1 to {len(self.prompt_names)}, which is all"
-            )
-        cut = {name: getattr(self, name)[:count] for name in ARRAYS}
+    def first(self, count: int | None = None, steps: int | None = None) -> TokenStream:
+        """Return the first `count` streams, and of each the first `steps` tokens; None is all."""
+        count = len(self.prompt_names) if count is None else count
+        steps = self.steps if steps is None else steps
+        for asked, whole, what in (
+            (count, len(self.prompt_names), "prompts"),
+            (steps, self.steps, "tokens"),
+        ):
+            if not 1 <= asked <= whole:
+                raise GoldenError(f"asked for {asked} {what}: expected 1 to {whole}, which is all")
+        cut = {
+            name: getattr(self, name)[:count, :steps]
+            if "T" in dims
+            else getattr(self, name)[:count]
+            for name, (_, dims) in ARRAYS.items()
+        }
         cut["prompt_ids"] = self.prompt_ids[: self.prompt_offsets[count]]
         cut["prompt_offsets"] = self.prompt_offsets[: count + 1]
         return replace(self, **cut, prompt_names=self.prompt_names[:count])

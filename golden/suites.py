@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,19 +14,26 @@ from .provenance import ROOM
 
 @dataclass(frozen=True)
 class Suite:
-    """A model directory, a file of prompts, and how many tokens each prompt is continued by."""
+    """A model directory, a file of prompts, and how many tokens each prompt is continued by.
+
+    own: the user's, known by what the command line says, and in no table.
+    """
 
     name: str
     model: Path
     prompts: Path
     tokens: int
     arches: tuple[str, ...]
+    own: bool = False
 
     @property
     def goldens(self) -> list[str]:
         """The names of its goldens, `<suite>/<arch>`."""
         return [f"{self.name}/{arch}" for arch in self.arches]
 
+
+DEFAULT_ARCHES = ("sm_89", "sm_90")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 SUITES: dict[str, Suite] = {
     suite.name: suite
@@ -35,10 +43,38 @@ SUITES: dict[str, Suite] = {
             model=ROOM / "models" / "context-lm",
             prompts=ROOM / "prompts" / "context-lm.jsonl",
             tokens=64,
-            arches=("sm_89", "sm_90"),
+            arches=DEFAULT_ARCHES,
+        ),
+        Suite(
+            "llama-pico",
+            model=ROOM / "models" / "llama-pico",
+            prompts=ROOM / "prompts" / "llama-pico.jsonl",
+            tokens=64,
+            arches=DEFAULT_ARCHES,
         ),
     )
 }
+
+
+def own_suite(
+    model: Path, prompts: Path, tokens: int, *, name: str | None = None, arches: tuple[str, ...]
+) -> Suite:
+    """Return the suite of a user's own model; its name is the directory's unless one is given.
+
+    Raises GoldenError for a name that is not fit for a folder or is a built-in suite's, and for
+    an unknown architecture.
+    """
+    name = model.resolve().name if name is None else name
+    if not _NAME.fullmatch(name) or name.endswith(".jsonl"):
+        raise GoldenError(
+            f"{name!r} does not name a golden: expected up to 64 letters, digits, '.', '_' and "
+            "'-', the first a letter or digit; name it with --name"
+        )
+    if name in SUITES:
+        raise GoldenError(f"{name} is a suite of bitassay itself: choose another --name")
+    for arch in arches:
+        _require_arch(arch)
+    return Suite(name, model, prompts, tokens, tuple(dict.fromkeys(arches)), own=True)
 
 
 def select(names: list[str], everything: bool) -> list[str]:
@@ -57,9 +93,8 @@ def find_suite(golden: str) -> tuple[Suite, str]:
     """Return suite and architecture of a golden's name; GoldenError for an unknown one."""
     name, _, arch = golden.partition("/")
     if name not in SUITES:
-        raise GoldenError(f"unknown suite {name!r}: known are {', '.join(SUITES)}")
-    if arch not in ARCHES:
-        raise GoldenError(f"unknown architecture {arch!r}: known are {', '.join(ARCHES)}")
+        raise _unknown(name)
+    _require_arch(arch)
     if arch not in SUITES[name].arches:
         raise GoldenError(f"suite {name} is not recorded for {arch}: known are {_known()}")
     return SUITES[name], arch
@@ -70,8 +105,20 @@ def _expand(name: str) -> list[str]:
         find_suite(name)
         return [name]
     if name not in SUITES:
-        raise GoldenError(f"unknown suite {name!r}: known are {', '.join(SUITES)}")
+        raise _unknown(name)
     return SUITES[name].goldens
+
+
+def _unknown(name: str) -> GoldenError:
+    return GoldenError(
+        f"unknown suite {name!r}: known are {', '.join(SUITES)}; a golden of a model of your own "
+        "needs --model DIR and --prompts FILE"
+    )
+
+
+def _require_arch(arch: str) -> None:
+    if arch not in ARCHES:
+        raise GoldenError(f"unknown architecture {arch!r}: known are {', '.join(ARCHES)}")
 
 
 def _known() -> str:

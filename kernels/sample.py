@@ -1,19 +1,28 @@
-"""Greedy choice, the top k and the margin, on the device and on integers alone.
+"""Greedy choice, the top k and the margin, on integers alone; and log-probabilities.
 
-Every logit becomes one integer that orders by value first and by id second, so no two are equal
-and no reduction has an order to choose. NaN sets a flag, which `check` reads at the end of a step.
+For a choice every logit becomes one integer that orders by value first and by id second, so no two
+are equal and no reduction has an order to choose. NaN sets a flag, which `check` reads at the end
+of a step.
 """
 
 from __future__ import annotations
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
+from ..reference.contract import Contract
+from . import launch
+from .checks import adjacent
+from .elementary import exp, log
 from .flags import CLEAR, Flag
+from .tree import tree_sum
 
 _INTEGERS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
 _INFINITY = {torch.bfloat16: 0x7F80, torch.float16: 0x7C00, torch.float32: 0x7F800000}
 _NANS = Flag()
+_NO_MAXIMUM = Flag()
 
 
 def greedy(logits: Tensor) -> Tensor:  # [T, V] -> [T]
@@ -53,12 +62,88 @@ def decide(  # [T, V] -> [T, k], [T, k], [T]
     return logits.gather(1, ids), ids, _margin_of(keys)
 
 
+@triton.jit
+def _log_softmax(
+    x_ptr, out_ptr, flag_ptr,  # [T, V], [T, V], [1]
+    V,
+    stride_x, stride_out,
+    WIDTH: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    cols = tl.arange(0, WIDTH)
+    x_row, out_row = x_ptr + row * stride_x, out_ptr + row * stride_out
+    lowest = float("-inf")
+    highest = tl.full((WIDTH,), lowest, tl.float32)
+    wrong = tl.full((WIDTH,), 2147483647, tl.int32)  # the first id that holds NaN or +inf
+    for start in range(0, V, WIDTH):
+        ids = start + cols
+        x = tl.load(x_row + ids, mask=ids < V, other=lowest).to(tl.float32)
+        highest = tl.maximum(highest, x)
+        wrong = tl.minimum(wrong, tl.where((x != x) | (x == float("inf")), ids, 2147483647))
+    maximum, first = tl.max(highest, axis=0), tl.min(wrong, axis=0)
+    first = tl.where((maximum == lowest) & (first == 2147483647), 0, first)
+    tl.atomic_min(flag_ptr, (row << 32) | first.to(tl.int64), mask=first != 2147483647)
+    total = tl.zeros((1,), tl.float32)
+    for start in range(0, V, WIDTH):
+        ids = start + cols
+        x = tl.load(x_row + ids, mask=ids < V, other=lowest).to(tl.float32)
+        total = total + tree_sum(tl.reshape(exp(x - maximum), (1, WIDTH)))  # ascending
+    y = log(total)
+    for start in range(0, V, WIDTH):
+        ids = start + cols
+        x = tl.load(x_row + ids, mask=ids < V, other=lowest).to(tl.float32)
+        tl.store(out_row + ids, (x - maximum) - y, mask=ids < V)
+
+
+def log_softmax(logits: Tensor, *, contract: Contract) -> Tensor:  # [T, V] -> [T, V]
+    """Return the log-probabilities in fp32.
+
+    logits: bf16, fp16 or fp32, any row stride; -inf (padding) stays -inf. Each
+    `contract.sum_width` columns are summed as a tree, and these sums one after another, ascending.
+    `check` raises for a row that holds NaN or +inf, or nothing but -inf. Raises TypeError or
+    ValueError for what does not fit, RuntimeError for another architecture than the contract's.
+    """
+    if logits.dtype not in _INTEGERS:
+        raise TypeError(f"expected bfloat16, float16 or float32, found {logits.dtype}")
+    if logits.dim() != 2 or logits.shape[1] == 0 or not adjacent(logits):
+        raise ValueError(
+            "expected logits [T, V] with adjacent columns, V at least 1, found "
+            f"{list(logits.shape)} with strides {list(logits.stride())}"
+        )
+    launch.check_device(launch.interpreted(_log_softmax), logits.device, contract.arch)
+    height, width = logits.shape
+    out = torch.empty(height, width, dtype=torch.float32, device=logits.device)
+    if height:
+        with launch.on(logits.device):
+            _log_softmax[(height,)](
+                logits, out, _NO_MAXIMUM.on(logits.device),
+                width,
+                logits.stride(0), out.stride(0),
+                WIDTH=contract.sum_width,
+                num_warps=log_softmax_warps(contract.sum_width), enable_fp_fusion=False,
+            )  # fmt: skip
+    return out
+
+
+def log_softmax_warps(width: int) -> int:
+    """Return the warps of a program that takes so many columns at a time."""
+    return 4 if width < 2048 else 8
+
+
 def check() -> None:
-    """Wait for the device and raise ValueError for the first NaN among logits since last."""
-    first = _NANS.take()
+    """Wait for the device and raise ValueError for the first row that was refused since last.
+
+    That is a NaN among logits, and for log_softmax also +inf or a row that is -inf throughout.
+    """
+    first, unbounded = _NANS.take(), _NO_MAXIMUM.take()
     if first is not None:
         raise ValueError(
             f"NaN among the logits: row {first[0]}, first at id {first[1]}: discard this step"
+        )
+    if unbounded is not None:
+        raise ValueError(
+            f"row {unbounded[0]}: expected a finite highest logit, found NaN, +inf or -inf "
+            f"throughout, first at id {unbounded[1]}: discard this step"
         )
 
 

@@ -22,11 +22,10 @@ from .checkpoint import (
     require,
 )
 from .contract import Contract
+from .decoding import Ids, check_ids, choose
 from .embedding import embedding
 from .fingerprint import fingerprint_rows, fold
-from .floats import bits
 from .linear import lm_head, prepare
-from .sample import greedy, margin_ulps, top_k
 from .trace import TOP, Trace
 
 
@@ -84,7 +83,7 @@ class ContextLM:
         """Return the logits of hidden rows, in the dtype the contract names."""
         return lm_head(hidden, self._lm_head, self._bias, contract=self.contract)
 
-    def generate(self, prompt_ids: Sequence[int] | Tensor, max_tokens: int) -> Trace:
+    def generate(self, prompt_ids: Ids, max_tokens: int) -> Trace:
         """Decode greedily, one token at a time, exactly max_tokens of them (end of text or not).
 
         Raises ValueError for an empty prompt, an id outside the vocabulary, max_tokens below 1,
@@ -94,7 +93,7 @@ class ContextLM:
 
     def generate_many(
         self,
-        prompts: Sequence[Sequence[int] | Tensor],
+        prompts: Sequence[Ids],
         max_tokens: int,
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> list[Trace]:
@@ -104,7 +103,7 @@ class ContextLM:
         """
         if max_tokens < 1:
             raise ValueError(f"expected max_tokens of at least 1, found {max_tokens}")
-        checked = self._check(prompts)
+        checked = check_ids(prompts, self.vocab_size)
         if not checked:
             return []
         sequences, steps = checked, []
@@ -122,7 +121,7 @@ class ContextLM:
             for i, prompt in enumerate(checked)
         ]
 
-    def replay(self, prompt_ids: Sequence[int] | Tensor, tokens: Sequence[int] | Tensor) -> Trace:
+    def replay(self, prompt_ids: Ids, tokens: Ids) -> Trace:
         """Return what the model says at each step when it is fed a recorded sequence.
 
         The trace's tokens are the choices of the rows: where they equal the recorded ones up to
@@ -132,16 +131,16 @@ class ContextLM:
 
     def replay_many(
         self,
-        prompts: Sequence[Sequence[int] | Tensor],
-        tokens: Sequence[Sequence[int] | Tensor] | Tensor,
+        prompts: Sequence[Ids],
+        tokens: Sequence[Ids] | Tensor,
     ) -> list[Trace]:
         """Replay many sequences with all their rows in one product; else as `replay`."""
         if len(prompts) != len(tokens):
             raise ValueError(f"{len(prompts)} prompts, but {len(tokens)} recorded sequences")
         if not len(prompts):
             return []
-        checked = self._check(prompts)
-        recorded = self._check(tokens, what="recorded tokens of prompt")
+        checked = check_ids(prompts, self.vocab_size)
+        recorded = check_ids(tokens, self.vocab_size, "recorded tokens of prompt")
         rows, prompt_folds, steps = [], [], []
         for index, (prompt, sequence) in enumerate(zip(checked, recorded, strict=True)):
             # The last token chooses nothing, so it is not fed.
@@ -159,46 +158,8 @@ class ContextLM:
         steps: (prompt, step) of each row, for errors.
         """
         logits = self.logits(hidden)
-        nan = logits.isnan()
-        if nan.any():
-            row, token = nan.nonzero()[0].tolist()
-            prompt, step = steps[row]
-            raise ValueError(
-                f"prompt {prompt}, step {step}: expected numbers among the logits, found NaN, "
-                f"first at id {token}: the weights are too large to be decoded"
-            )
-        values, ids = top_k(logits, TOP)
-        width = 8 * values.element_size()
-        return (
-            greedy(logits).int(),
-            ids.int(),
-            bits(values).long() & (1 << width) - 1,
-            margin_ulps(logits),
-            torch.stack([fingerprint_rows(hidden), fingerprint_rows(logits)], dim=1),
-        )
-
-    def _check(
-        self, sequences: Sequence[Sequence[int] | Tensor] | Tensor, what: str = "prompt"
-    ) -> list[Tensor]:
-        checked = []
-        for index, sequence in enumerate(sequences):
-            ids = torch.as_tensor(sequence)
-            if ids.dim() != 1 or len(ids) == 0:
-                raise ValueError(
-                    f"{what} {index}: expected at least one token id, found shape {list(ids.shape)}"
-                )
-            if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
-                raise ValueError(f"{what} {index}: expected integer ids, found {ids.dtype}")
-            outside = (ids < 0) | (ids >= self.vocab_size)
-            if outside.any():
-                at = int(outside.nonzero()[0])
-                raise ValueError(
-                    f"{what} {index}, position {at}: expected an id within 0 … "
-                    f"{self.vocab_size - 1} (vocabulary of {self.vocab_size}), found "
-                    f"{int(ids[at])}: encode it with this model's tokenizer"
-                )
-            checked.append(ids.long())
-        return checked
+        fingerprints = torch.stack([fingerprint_rows(hidden), fingerprint_rows(logits)], dim=1)
+        return *choose(logits, steps), fingerprints
 
 
 def _fold_prompt(hidden: Tensor) -> Tensor:  # [P - 1, C * E] -> [2]

@@ -1,11 +1,14 @@
-"""Greedy choice, the top k, and the margin between the first two, on exact bits."""
+"""Greedy choice, the top k, the margin between the first two, and log-probabilities."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from .contract import Contract
+from .elementary import exp, log
 from .floats import bits
+from .tree import tree_sum
 
 
 def greedy(logits: Tensor) -> Tensor:  # [T, V] -> [T]
@@ -39,6 +42,28 @@ def margin_ulps(logits: Tensor) -> Tensor:  # [T, V] -> [T]
     values, _ = top_k(logits, 2)
     order = ordinal(values)
     return order[:, 0] - order[:, 1]
+
+
+def log_softmax(logits: Tensor, *, contract: Contract) -> Tensor:  # [T, V] -> [T, V]
+    """Return the log-probabilities in fp32.
+
+    logits: bf16, fp16 or fp32; -inf (padding) stays -inf. Each `contract.sum_width` columns are
+    summed as a tree, and these sums one after another, ascending. Raises ValueError naming the
+    first row and id that hold NaN or +inf, and the first row that is -inf throughout.
+    """
+    _refuse_nan(logits)
+    highest = logits.amax(1, keepdim=True).float()
+    if highest.isinf().any():
+        row = int(highest.isinf().nonzero()[0, 0])
+        raise ValueError(
+            f"row {row}: expected a finite highest logit, found {float(highest[row])}, first at id "
+            f"{int(greedy(logits[row : row + 1]))}"
+        )
+    below = logits.float() - highest  # RN
+    total = torch.zeros_like(highest[:, 0])
+    for columns in below.split(contract.sum_width, dim=1):
+        total = total + tree_sum(exp(columns))  # RN; the first is added to +0, exactly
+    return below - log(total)[:, None]  # RN
 
 
 def ordinal(x: Tensor) -> Tensor:

@@ -6,8 +6,9 @@ file does not name is refused too, so what a newer Triton adds fails closed.
 
 Handles carry notes in `attr`: "narrow" (bits of the narrowest value a dot operand was made from),
 "zero" (a constant zero, and how many runtime loop bounds had been read when it was made), "dot" (a
-dot whose accumulator the compiler knows to be zero, into which it folds a following add) and
-"race" (what an atomic returned).
+dot whose accumulator the compiler knows to be zero, into which it folds a following add),
+"broadcast" and "outer" (a broadcast; a product of two, whose sum may become a dot) and "race" (what
+an atomic returned).
 """
 
 from __future__ import annotations
@@ -112,8 +113,11 @@ class GpuBuilder(FloatingPoint, Memory, Product):
         if name not in _FORGETS_WIDTH:
             for made in result if isinstance(result, tuple) else (result,):
                 self._note_width(name, handles, made)
-        if name in _VIEWS and handles[0].attr.get("dot"):
-            result.attr["dot"] = True
+        for mark in ("dot", "outer"):
+            if name in _VIEWS and handles[0].attr.get(mark):
+                result.attr[mark] = True
+        if name == "create_broadcast":
+            result.attr["broadcast"] = True
         if name in _KEEPS_ZERO and "zero" in handles[0].attr:
             result.attr["zero"] = handles[0].attr["zero"]
         return result

@@ -88,6 +88,7 @@ class FloatingPoint:
         for x, one in ((a, b), (b, a)):
             if x.attr.get("dot") and (arithmetic.widen(one.data, one.dtype.scalar) == 1).all():
                 result.attr["dot"] = True
+        result.attr["outer"] = a.attr.get("broadcast") and b.attr.get("broadcast")
         return result
 
     def _create_precise_divf(self, a: TensorHandle, b: TensorHandle) -> Any:

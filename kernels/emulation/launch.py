@@ -167,7 +167,7 @@ def put(builder: GpuBuilder | None) -> None:
     if builder is not None:
         replacements = {
             "GridExecutor": GpuGridExecutor,
-            "ReduceOps": reduce_ops(builder.allowed),
+            "ReduceOps": reduce_ops(builder),
             "ScanOps": scan_ops(builder.allowed),
             "_implicit_cvt": _implicit_cvt,
             "_patch_lang": _patch_lang,

@@ -1,13 +1,18 @@
-"""`tl.reduce` and `tl.associative_scan`: those whose result no order can change."""
+"""`tl.reduce` and `tl.associative_scan`: those whose result no order can change.
+
+Among sums of floats that is one over an axis of two (or one): a single addition, which commutes.
+Compiled, it is exactly that, with no zero to start from, whatever the layout.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+import triton.language as tl
 from triton.language import standard
 from triton.runtime import interpreter
-from triton.runtime.interpreter import _get_np_dtype
+from triton.runtime.interpreter import TensorHandle, _get_np_dtype
 
 from .arithmetic import FLOATS, Array, extremum, widen
 from .errors import RefusedError
@@ -21,7 +26,7 @@ _ARG = {  # combine function -> (takes the largest, lowest index wins a tie)
 }
 _ADVICE = (
     "the order depends on layout, warps and Triton's version. Halve explicitly instead "
-    "(tl.reshape, tl.trans, tl.split and an elementwise operation, repeated)"
+    "(tl.reshape to [..., 2, n / 2] and tl.sum over the axis of two, repeated)"
 )
 
 
@@ -31,6 +36,15 @@ def _name(combine: Any, scan: bool) -> str:
     if combine is getattr(standard, "_prod_combine", None):
         return "cumprod" if scan else "prod"
     return "associative_scan" if scan else "reduce"
+
+
+def _one_addition(inputs: tuple[Any, ...], combine: Any, axis: int | None) -> bool:
+    """Return whether a reduction adds no more than two fp32 values for each result."""
+    if combine is not standard._sum_combine or len(inputs) != 1:
+        return False
+    data = inputs[0].handle.data
+    count = data.size if axis is None else data.shape[axis]
+    return bool(inputs[0].dtype.scalar == tl.float32 and count <= 2)
 
 
 def _check(inputs: tuple[Any, ...], combine: Any, scan: bool, allowed: frozenset[str]) -> None:
@@ -44,8 +58,9 @@ def _check(inputs: tuple[Any, ...], combine: Any, scan: bool, allowed: frozenset
     )
 
 
-def reduce_ops(allowed: frozenset[str]) -> type:
+def reduce_ops(builder: Any) -> type:
     """Return a replacement of the interpreter's ReduceOps that refuses undefined orders."""
+    allowed = builder.allowed
 
     class ReduceOps(interpreter.ReduceOps):  # type: ignore[misc]
         def to_tensor(self, ret: Any, dtype: Any) -> Any:
@@ -53,6 +68,8 @@ def reduce_ops(allowed: frozenset[str]) -> type:
             return super().to_tensor(ret.astype(_get_np_dtype(dtype))[()], dtype)
 
         def apply_impl(self, inputs: tuple[Any, ...]) -> Any:
+            if _one_addition(inputs, self.combine_fn, self.axis):
+                return self._addition(inputs[0])
             _check(inputs, self.combine_fn, False, allowed)
             if self.combine_fn in _ARG:
                 return self._arg(*inputs)
@@ -63,6 +80,23 @@ def reduce_ops(allowed: frozenset[str]) -> type:
                 folded = np.bitwise_xor.reduce(data, axis=self.axis, keepdims=self.keep_dims)
                 return self.to_tensor(folded, inputs[0].dtype)
             return super().apply_impl(inputs)
+
+        def _addition(self, x: Any) -> Any:
+            handle, axis = x.handle, self.axis
+            if handle.attr.get("outer") and "sum" not in allowed:
+                raise RefusedError(
+                    "tl.sum of a product of two broadcasts: the compiler may make it a tl.dot; "
+                    "multiply before the broadcast, or allow it by name: BITASSAY_ALLOW=sum"
+                )
+            data = handle.data
+            if axis is None:
+                data, axis = data.reshape(-1), 0
+            notes = handle.attr
+            halves = [TensorHandle(h, tl.float32, {**notes}) for h in np.moveaxis(data, axis, 0)]
+            total = builder.create_fadd(*halves) if halves[1:] else halves[0]
+            result = self._packed(total.data, x)
+            result.handle.attr.update(total.attr)
+            return result
 
         def _extremum(self, x: Any) -> Any:
             data, dtype, largest = x.handle.data, x.dtype.scalar, self.combine_fn is _MAX

@@ -83,7 +83,6 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("CI", raising=False)
         patch.setattr(suites, "SUITES", {suite.name: suite})
-        patch.setattr("bitassay.golden.cli.SUITES", {suite.name: suite})
         with pytest.raises(SystemExit) as exit_:
             main(["record", "--all", "--accept", "--store", str(folder / "store")])
     assert exit_.value.code == 0
@@ -97,7 +96,6 @@ def folder(recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     shutil.copytree(recorded, copy)
     suite = Suite("tiny", copy / "model", copy / "prompts.jsonl", STEPS, ("sm_89", "sm_90"))
     monkeypatch.setattr(suites, "SUITES", {suite.name: suite})
-    monkeypatch.setattr("bitassay.golden.cli.SUITES", {suite.name: suite})
     monkeypatch.setenv("BITASSAY_STORE", str(copy / "store"))
     return copy
 
@@ -148,6 +146,7 @@ def make_stream() -> MakeStream:
 
 @pytest.fixture(scope="session")
 def provenance() -> Provenance:
-    digests = {name: name[0] * 64 for name in ("contract", "model", "tokenizer", "prompts")}
-    identity = Identity("made-up", "sm_90", contract_version=1, **digests)
+    names = ("contract", "model", "tokenizer", "prompts", "rotary_table")
+    digests = {name: name[0] * 64 for name in names}
+    identity = Identity("made-up", "sm_90", contract_version=1, tokens=4, **digests)
     return Provenance(identity, {"torch": "2"}, "abc", False, "2025-01-01T00:00:00Z")

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +21,7 @@ from bitassay.golden.provenance import Confirmation
 from bitassay.golden.store import Store
 from bitassay.golden.ways import Options, Way
 from bitassay.reference import context_lm
+from bitassay.reference.contract import CONTRACT_VERSION
 
 EQUAL = "6 prompts, 42 tokens, 336 logits, 96 fingerprints; 0 different"
 
@@ -71,6 +73,12 @@ def test_the_first_prompts_alone(folder, run):
     status, out, _ = run("check", "tiny/sm_89", "--prompts", "2")
     assert status == 0
     assert "2 prompts, 14 tokens, 112 logits, 32 fingerprints; 0 different" in out
+    status, out, _ = run("check", "tiny/sm_89", "--prompts", "2", "--tokens", "3")
+    assert status == 0
+    assert "2 prompts, 6 tokens, 48 logits, 16 fingerprints; 0 different" in out
+    status, _, err = run("check", "tiny/sm_89", "--tokens", "8")
+    assert status == 2
+    assert "asked for 8 tokens: expected 1 to 7" in err
     status, _, err = run("check", "tiny/sm_89", "--prompts", "7")
     assert status == 2
     assert "asked for 7 prompts: expected 1 to 6" in err
@@ -83,7 +91,7 @@ def test_a_wrong_bit_in_the_engine_is_status_1_and_told(folder, run, gpu, monkey
     token, bits = int(golden.tokens[1, 4]), int(golden.top_bits[1, 4, 0])
     assert status == 1
     assert "tiny/sm_90: different (kernels on the GPU): 1 of 6 streams differ" in out
-    assert "first prompt p1, step 4" in out
+    assert "  p1, token 4: no operation differs, only tokens, top_bits" in out
     assert "prompt text   'def f(x):'" in out
     assert f"expected      token {token} " in out
     assert f"found         token {token ^ 1} " in out
@@ -164,21 +172,23 @@ def test_what_differs_is_not_confirmed(folder, run, gpu, monkeypatch):
 
 
 def test_options_that_do_not_fit_are_refused():
-    with pytest.raises(GoldenError, match="--batch-size and --shuffle need --with"):
+    with pytest.raises(GoldenError, match="--batch-size, --shuffle and --chunk-size need"):
         Options(shuffle=1)
     with pytest.raises(GoldenError, match="--sequential is for --with reference"):
         Options(Way.GPU, sequential=True)
-    for unfit in ({"way": Way.REFERENCE}, {"prompts": 3}):
-        with pytest.raises(GoldenError, match="--confirm needs --with gpu and all prompts"):
+    with pytest.raises(GoldenError, match="--jobs is for --with reference"):
+        Options(Way.INTERPRETER, jobs=2)
+    for unfit in ({"way": Way.REFERENCE}, {"prompts": 3}, {"tokens": 3}):
+        with pytest.raises(GoldenError, match="--confirm needs --with gpu, all prompts and all"):
             Options(**({"way": Way.GPU} | unfit), confirm=True)
 
 
 def test_a_stale_contract_is_refused(folder, run, monkeypatch):
-    monkeypatch.setattr("bitassay.reference.contract.CONTRACT_VERSION", 2)
+    monkeypatch.setattr("bitassay.reference.contract.CONTRACT_VERSION", CONTRACT_VERSION + 1)
     status, out, err = run("check", "tiny/sm_90")
     assert (status, out) == (2, "")
-    assert "golden tiny/sm_90 was recorded under contract 1 (" in err
-    assert "this build has contract 2 (" in err
+    assert f"golden tiny/sm_90 was recorded under contract {CONTRACT_VERSION} (" in err
+    assert f"this build has contract {CONTRACT_VERSION + 1} (" in err
     assert 'run "bitassay record tiny/sm_90" and review the difference' in err
 
 
@@ -208,6 +218,14 @@ def test_other_prompts_are_refused(folder, run):
     status, _, err = run("check", "tiny/sm_90")
     assert status == 2
     assert "was recorded with another prompts (" in err
+
+
+def test_another_length_is_refused(folder, run, monkeypatch):
+    longer = replace(suites.SUITES["tiny"], tokens=8)
+    monkeypatch.setattr(suites, "SUITES", {"tiny": longer})
+    status, _, err = run("check", "tiny/sm_90")
+    assert status == 2
+    assert "was recorded with 7 tokens a prompt, here it is 8" in err
 
 
 @pytest.mark.parametrize("command", ["check", "record"])
@@ -290,7 +308,9 @@ def test_the_gpu_is_described_by_its_driver(monkeypatch):
 def test_the_real_suite_is_in_the_table():
     suite, arch = suites.find_suite("context-lm/sm_89")
     assert (suite.tokens, arch) == (64, "sm_89")
-    assert suites.select([], everything=True) == ["context-lm/sm_89", "context-lm/sm_90"]
+    assert suites.select([], everything=True) == [
+        f"{suite}/{arch}" for suite in ("context-lm", "llama-pico") for arch in ("sm_89", "sm_90")
+    ]
     assert suites.select(["context-lm", "context-lm/sm_90"], everything=False) == [
         "context-lm/sm_89",
         "context-lm/sm_90",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
 import pytest
 
 import bitassay
+from bitassay.golden.store import Store
 
 
 @pytest.mark.parametrize("command", ["record", "check", "show", "list"])
@@ -57,6 +59,13 @@ def test_bad_input_is_told_without_a_traceback(folder, run):
         assert "Traceback" not in err
 
 
+def test_a_suite_is_not_a_golden_to_show(folder, run):
+    status, out, err = run("show", "tiny")
+    assert (status, out) == (2, "")
+    assert "'tiny' does not name one golden: expected tiny/sm_89 or tiny/sm_90" in err
+    assert "expected <suite>/<arch>" in run("show", "unheard-of")[2]
+
+
 def test_list_states_what_the_manifest_says(folder, run):
     status, out, _ = run("list", "--verify")
     assert status == 0
@@ -85,6 +94,18 @@ def test_show_prints_provenance_and_streams(folder, run):
     status, _, err = run("show", "tiny/sm_89", "--prompt", "p9")
     assert status == 2
     assert "has no prompt 'p9': it has p0, p1" in err
+
+
+def test_progress_is_told_in_lines_where_there_is_no_terminal(folder, run, monkeypatch):
+    assert run("record", "tiny/sm_90", "--sequential")[2] == ""  # soon done: nothing is told
+    monkeypatch.setattr("bitassay.golden.console.LINE_SECONDS", 0.0)
+    _, _, err = run("record", "tiny/sm_90", "--sequential")
+    lines = err.splitlines()
+    assert len(lines) > 6 * 7
+    stream = Store(str(folder / "store")).read("tiny/sm_90").stream
+    total = stream.prompt_ids.size + 6 * (stream.steps - 1)
+    assert re.fullmatch(rf"tiny/sm_90: .*: \d+ of {total} rows, about 0:00:\d\d left", lines[0])
+    assert lines[-1].endswith(f"{total} of {total} rows, about 0:00:00 left")
 
 
 def test_help_needs_no_torch():

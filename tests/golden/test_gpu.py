@@ -7,14 +7,34 @@ import sys
 
 import pytest
 
+from bitassay.golden.device import gpu_arch
+
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(
     "options", [(), ("--batch-size", "7"), ("--shuffle", "1"), ("--batch-size", "1")], ids=" ".join
 )
 def test_compiled_kernels_give_the_goldens_bits(cuda, options):
+    check("--all", *options)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--chunk-size", "16", "--batch-size", "32"),
+        ("--chunk-size", "100", "--shuffle", "2"),
+        ("--chunk-size", "256", "--batch-size", "2", "--shuffle", "3"),
+    ],
+    ids=" ".join,
+)
+def test_prompts_in_chunks_give_the_goldens_bits(cuda, options):
+    check(f"llama-pico/{gpu_arch()}", *options)
+
+
+def check(*arguments: str) -> None:
     """In a process of its own: this one may interpret kernels."""
-    command = [sys.executable, "-m", "bitassay.golden", "check", "--all", "--with", "gpu", *options]
+    command = [sys.executable, "-m", "bitassay.golden", "check", "--with", "gpu", *arguments]
     answer = subprocess.run(command, capture_output=True, text=True)
     assert (answer.returncode, answer.stderr) == (0, "")
     assert "equal (kernels on the GPU" in answer.stdout

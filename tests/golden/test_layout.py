@@ -9,7 +9,7 @@ import pytest
 import zarr
 
 from bitassay.golden import layout
-from bitassay.golden.errors import CorruptError, SchemaError
+from bitassay.golden.errors import CorruptError, OutdatedError, SchemaError
 from bitassay.golden.stream import ARRAYS, LABELS
 
 
@@ -58,8 +58,10 @@ def test_identity_and_labels_change_the_content_digest_and_nothing_else_does(
 ):
     stream, identity = make_stream(), provenance.identity
     digest = layout.content_digest(stream, identity)
-    for field in ("suite", "arch", "contract", "model", "tokenizer", "prompts"):
+    names = ("suite", "arch", "contract", "model", "tokenizer", "prompts", "rotary_table")
+    for field in names:
         assert layout.content_digest(stream, replace(identity, **{field: "x"})) != digest
+    assert layout.content_digest(stream, replace(identity, tokens=5)) != digest
     assert layout.content_digest(replace(stream, operations=("a", "b")), identity) != digest
     assert layout.content_digest(replace(stream, vocab_size=51), identity) != digest
     later = replace(provenance, date="2026-01-01T00:00:00Z", commit=None, packages={})
@@ -72,7 +74,7 @@ def test_identity_and_labels_change_the_content_digest_and_nothing_else_does(
 def test_the_content_digest_is_pinned(make_stream, provenance):
     """A digest that changes by itself would rename every golden."""
     digest = layout.content_digest(make_stream(), provenance.identity)
-    assert digest == "7ad3fe494479a4b0fd53e03b5244bc3105a93c3fc5164153430d78ba6e46f595"
+    assert digest == "bf2bafa845235413830c6369af91591f9d81d10af888bed4ca8f005cc78b4687"
 
 
 def test_files_that_nobody_listed_are_not_read(make_stream, provenance):
@@ -94,6 +96,8 @@ def test_a_missing_file_is_named(make_stream, provenance, tmp_path):
         layout.read_verified(read, digest)
 
 
-def test_a_newer_schema_is_refused(make_stream, provenance):
-    with pytest.raises(SchemaError, match="schema 2, this build reads up to 1"):
-        layout.decode(layout.encode(make_stream(), replace(provenance, schema=2)))
+def test_another_schema_is_refused(make_stream, provenance):
+    with pytest.raises(SchemaError, match="schema 3, this build reads up to 2"):
+        layout.decode(layout.encode(make_stream(), replace(provenance, schema=3)))
+    with pytest.raises(OutdatedError, match="schema 1, this build reads schema 2: record it again"):
+        layout.decode(layout.encode(make_stream(), replace(provenance, schema=1)))

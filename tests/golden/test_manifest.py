@@ -63,6 +63,51 @@ def test_disorder_and_repetition_are_refused(entries):
 
 def test_a_newer_schema_is_called_newer_and_not_damaged(entries):
     facts = json.loads(manifest.render(entries).splitlines()[0])
-    line = json.dumps(facts | {"schema": 2, "checksum": "of another kind", "more": 1})
-    with pytest.raises(SchemaError, match="schema 2, this build reads up to 1: install a newer"):
+    line = json.dumps(facts | {"schema": 3, "checksum": "of another kind", "more": 1})
+    with pytest.raises(SchemaError, match="schema 3, this build reads up to 2: install a newer"):
+        manifest.parse(line.encode() + b"\n")
+
+
+def test_lines_of_an_earlier_schema_are_read_and_kept(entries):
+    """So that such a store can be listed, and goldens of both can lie beside each other."""
+    entries["another/sm_90"] = replace(entries["another/sm_90"], schema=1)
+    data = manifest.render(entries)
+    assert manifest.parse(data) == entries
+    assert manifest.render(manifest.parse(data)) == data
+
+
+MACHINE = {"gpu": "g", "driver": "d", "triton": "3", "torch": "2", "date": "now"}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("name", 7),
+        ("name", "no-architecture"),
+        ("name", "../../etc/sm_90"),
+        ("name", ".work/sm_90"),
+        ("digest", "../../.."),
+        ("digest", "A" * 64),
+        ("prompts", "64"),
+        ("prompts", True),
+        ("tokens", 1.5),
+        ("bytes", None),
+        ("contract_version", [1]),
+        ("files", {}),
+        ("schema", "2"),
+        ("schema", True),
+        ("confirmed", "yes"),
+        ("confirmed", []),
+        ("confirmed", 3),
+        ("confirmed", ["a machine"]),
+        ("confirmed", [MACHINE | {"date": 7}]),
+        ("confirmed", [MACHINE | {"place": "here"}]),
+        ("confirmed", [{"gpu": "g"}]),
+    ],
+)
+def test_fields_of_another_kind_are_refused_though_the_checksum_fits(entries, field, value):
+    facts = json.loads(manifest.render(entries).splitlines()[0]) | {field: value}
+    del facts["checksum"]
+    line = json.dumps(facts | {"checksum": layout.sha256(layout.canonical(facts))})
+    with pytest.raises(CorruptError, match="line 1 is damaged"):
         manifest.parse(line.encode() + b"\n")

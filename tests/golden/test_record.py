@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
-from bitassay.golden import runners
+from bitassay.golden import oracle, suites
 from bitassay.golden.compare import compare
-from bitassay.golden.record import load_inputs
+from bitassay.golden.errors import GoldenError
+from bitassay.golden.inputs import load_inputs
+from bitassay.golden.record import Request
 from bitassay.golden.store import Store
 from bitassay.golden.stream import ARRAYS
 from bitassay.golden.suites import find_suite
@@ -32,15 +34,15 @@ def files(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("name", ["tiny/sm_89", "tiny/sm_90"])
 def test_batching_and_replaying_change_no_bit(folder, name):
     inputs = load_inputs(*find_suite(name))
-    job, checkpoint = inputs.job, inputs.checkpoint
-    batched = runners.generate(job, checkpoint, silent)
-    sequential = runners.generate_sequentially(job, checkpoint, silent)
-    replayed = runners.replay(job, checkpoint, sequential.tokens.tolist(), silent)
+    job, facts = inputs.job, inputs.facts
+    batched = oracle.generate(job, facts, silent)
+    sequential = oracle.generate(job, facts, silent, sequential=True)
+    replayed = oracle.replay(job, facts, sequential.tokens.tolist(), silent)
     for other in (sequential, replayed):
         assert all(np.array_equal(getattr(batched, a), getattr(other, a)) for a in ARRAYS)
     for s in range(len(job.prompts)):
         alone = replace(job, prompt_names=(job.prompt_names[s],), prompts=(job.prompts[s],))
-        stream = runners.generate(alone, checkpoint, silent)
+        stream = oracle.generate(alone, facts, silent)
         for a in ("tokens", "top_ids", "top_bits", "margins", "fingerprints"):
             assert np.array_equal(getattr(stream, a)[0], getattr(batched, a)[s])
         assert np.array_equal(stream.prompt_fingerprints[0], batched.prompt_fingerprints[s])
@@ -48,11 +50,18 @@ def test_batching_and_replaying_change_no_bit(folder, name):
     assert batched.distinct_rows > 30
 
 
-def test_progress_reaches_its_end(folder):
+@pytest.mark.parametrize("sequential", [False, True])
+def test_progress_counts_every_row_and_reaches_its_end(folder, sequential):
     inputs = load_inputs(*find_suite("tiny/sm_89"))
     seen = []
-    runners.generate(inputs.job, inputs.checkpoint, lambda *step: seen.append(step))
-    assert seen == [(done, 7) for done in range(8)]
+    oracle.generate(
+        inputs.job, inputs.facts, lambda *step: seen.append(step), sequential=sequential
+    )
+    total = sum(len(prompt) + 6 for prompt in inputs.job.prompts)
+    assert {whole for _, whole in seen} == {total}
+    assert (seen[0][0], seen[-1][0]) == (0, total)
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    assert len(seen) > 7
 
 
 def test_a_golden_knows_where_it_comes_from(folder):
@@ -71,7 +80,7 @@ def test_equal_is_status_0_and_writes_nothing(folder, run):
     for arguments in ((), ("--accept",)):
         status, out, _ = run("record", "--all", *arguments)
         assert status == 0
-        assert out.count("equal (generated with the reference): 6 prompts, 42 tokens, 336") == 2
+        assert out.count("equal (replayed with the reference): 6 prompts, 42 tokens, 336") == 2
     assert files(folder) == before
 
 
@@ -82,7 +91,8 @@ def test_different_is_status_1_and_writes_nothing(folder, run):
     assert status == 1
     assert "tiny/sm_90: different" in out
     assert "of 6 streams differ" in out
-    assert "operation lm_head" in out
+    assert "lm_head differs (first in running order)" in out
+    assert "(generated step by step with the reference, as the golden is of another model)" in out
     assert "recorded under another model" in out
     assert "to replace it: bitassay record tiny/sm_90 --accept" in out
     assert files(folder) == before
@@ -113,7 +123,7 @@ def test_equal_bits_under_another_contract_are_not_equal(folder, run, monkeypatc
     monkeypatch.setattr("bitassay.reference.contract.ORDERS", {"linear": "another order"})
     status, out, _ = run("record", "tiny/sm_89")
     assert status == 1
-    assert "tiny/sm_89: equal (generated" in out
+    assert "tiny/sm_89: equal (generated step by step" in out
     assert "recorded under another contract" in out
 
 
@@ -161,8 +171,101 @@ def test_nan_among_the_logits_is_an_error_that_names_step_and_prompt(folder, mon
 
     monkeypatch.setattr(ContextLM, "logits", spoiled)
     inputs = load_inputs(*find_suite("tiny/sm_89"))
-    with pytest.raises(ValueError, match=r"prompt 1, step 2: .*NaN, first at id 5"):
-        runners.generate(inputs.job, inputs.checkpoint, silent)
+    with pytest.raises(ValueError, match=r"prompt p4, step 2: .*NaN, first at id 5"):
+        oracle.generate(inputs.job, inputs.facts, silent)
+
+
+def test_recorded_tokens_are_not_believed(folder, run, monkeypatch):
+    """A golden whose tokens are wrong is replayed, found out, and generated instead."""
+    stream = Store(str(folder / "store")).read("tiny/sm_90").stream
+    tokens = stream.tokens.copy()
+    tokens[2, 3] ^= 1
+    tokens[4, 6] ^= 1
+    inputs = load_inputs(*find_suite("tiny/sm_90"))
+    found = oracle.replay_or_generate(inputs.job, inputs.facts, tokens.tolist(), silent)
+    assert found.regenerated == ("p2", "p4")
+    assert compare(stream, found.stream).equal
+
+    original = Store.read
+
+    def altered(self, name):
+        golden = original(self, name)
+        return replace(golden, stream=replace(golden.stream, tokens=tokens))
+
+    monkeypatch.setattr(Store, "read", altered)
+    status, out, _ = run("record", "tiny/sm_90")
+    assert status == 1
+    assert "2 generated step by step, as other tokens are chosen: p2, p4" in out
+    assert "2 of 6 streams differ" in out
+    assert "p2, token 3: no operation differs, only tokens" in out
+
+
+def test_a_replay_is_no_generation(folder, run, monkeypatch):
+    """Without --sequential a current golden is replayed, with it generated."""
+    calls = []
+    generate = ContextLM.generate
+    monkeypatch.setattr(ContextLM, "generate", lambda *a: calls.append(a) or generate(*a))
+    assert run("record", "tiny/sm_90")[0] == 0
+    assert calls == []
+    status, out, _ = run("record", "tiny/sm_90", "--sequential")
+    assert status == 0
+    assert "equal (generated one token at a time with the reference)" in out
+    assert len(calls) == 6
+
+
+def test_the_quick_form_compares_the_first_prompts_and_never_publishes(folder, run):
+    before = files(folder)
+    status, out, _ = run("record", "--all", "--prompts", "2")
+    assert status == 0
+    assert out.count("equal (replayed with the reference): 2 prompts, 14 tokens, 112") == 2
+    assert run("record", "tiny/sm_90", "--prompts", "2", "--sequential")[0] == 0
+    status, _, err = run("record", "--all", "--prompts", "2", "--accept")
+    assert status == 2
+    assert "--accept needs all prompts" in err
+    with pytest.raises(GoldenError, match="--accept needs all prompts"):
+        Request(accept=True, prompts=2)
+    swap_lm_head(folder / "model")
+    assert run("record", "tiny/sm_90", "--prompts", "2")[0] == 1
+    assert files(folder) == before
+    status, _, err = run("record", "tiny/sm_90", "--prompts", "7")
+    assert status == 2
+    assert "asked for 7 prompts: expected 1 to 6" in err
+
+
+def test_the_quick_form_needs_a_golden(folder, run):
+    status, _, err = run("record", "tiny", "--store", str(folder / "none"), "--prompts", "2")
+    assert status == 2
+    assert "no store at" in err
+
+
+def test_another_length_is_told_and_generated(folder, run, monkeypatch):
+    longer = replace(suites.SUITES["tiny"], tokens=8)
+    monkeypatch.setattr(suites, "SUITES", {"tiny": longer})
+    status, out, _ = run("record", "tiny/sm_89")
+    assert status == 1
+    assert "recorded under another tokens" in out
+    assert "differ in steps: expected 7, found 8" in out
+
+
+def test_a_model_changed_meanwhile_is_refused(folder):
+    inputs = load_inputs(*find_suite("tiny/sm_89"))
+    swap_lm_head(folder / "model")
+    with pytest.raises(GoldenError, match="was changed meanwhile: run this again"):
+        oracle.generate(inputs.job, inputs.facts, silent)
+
+
+def test_goldens_of_the_first_schema_are_recorded_again(folder, run):
+    path = folder / "store" / "manifest.jsonl"
+    old = [replace(entry, schema=1) for entry in Store(str(path.parent)).entries().values()]
+    path.write_text("".join(entry.line + "\n" for entry in old))
+    for command in (("record",), ("check",)):
+        status, out, err = run(*command, "tiny/sm_90")
+        assert (status, out) == (2, "")
+        assert "recorded with schema 1, this build reads schema 2: record it again with: " in err
+        assert "bitassay record tiny/sm_90 --accept --store" in err
+    assert run("list")[0] == 0
+    assert run("record", "--all", "--accept")[0] == 0
+    assert run("check", "--all")[0] == 0
 
 
 def test_the_two_architectures_are_kept_apart(folder):

@@ -15,7 +15,13 @@ import numpy as np
 import pytest
 
 from bitassay.golden import files, layout, store
-from bitassay.golden.errors import CorruptError, GoldenError, MissingError, StoreError
+from bitassay.golden.errors import (
+    CorruptError,
+    GoldenError,
+    MissingError,
+    OutdatedError,
+    StoreError,
+)
 from bitassay.golden.provenance import Confirmation
 from bitassay.golden.store import Store, find_store
 
@@ -108,16 +114,28 @@ def test_no_store_and_no_golden_are_told_apart(kept, tmp_path):
         kept.read("x/sm_90")
 
 
-def test_a_newer_schema_is_refused(kept, make_stream, provenance, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr("bitassay.golden.layout.SCHEMA", 2)
-        patch.setattr("bitassay.golden.manifest.SCHEMA", 2)
-        entry = kept.entry(NAME)
-        Path(kept.root, "manifest.jsonl").write_text(replace(entry, schema=2).line + "\n")
-    with pytest.raises(GoldenError, match="schema 2, this build reads up to 1"):
+def test_a_golden_of_an_earlier_schema_is_listed_not_read_and_replaced(
+    kept, make_stream, provenance
+):
+    other = replace(provenance, identity=replace(provenance.identity, arch="sm_89"))
+    kept.publish(make_stream(7), other, accept=True)
+    entries = [replace(entry, schema=1) for entry in kept.entries().values()]
+    Path(kept.root, "manifest.jsonl").write_text("".join(entry.line + "\n" for entry in entries))
+    assert [entry.schema for entry in kept.entries().values()] == [1, 1]
+    with pytest.raises(OutdatedError, match=f"{NAME}: recorded with schema 1, this build reads"):
+        kept.read(NAME)
+    kept.publish(make_stream(), provenance, accept=True)
+    assert np.array_equal(kept.read(NAME).stream.tokens, make_stream().tokens)
+    assert kept.entry("made-up/sm_89").schema == 1  # untouched
+
+
+def test_a_newer_schema_is_refused(kept, make_stream, provenance):
+    entry = kept.entry(NAME)
+    Path(kept.root, "manifest.jsonl").write_text(replace(entry, schema=3).line + "\n")
+    with pytest.raises(GoldenError, match="schema 3, this build reads up to 2"):
         kept.read(NAME)
     before = tree(kept)
-    with pytest.raises(GoldenError, match="schema 2"):
+    with pytest.raises(GoldenError, match="schema 3"):
         kept.publish(make_stream(1), provenance, accept=True)
     assert tree(kept) == before
 

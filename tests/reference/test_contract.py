@@ -9,6 +9,7 @@ import pytest
 import twin
 
 from bitassay.reference import contract as module
+from bitassay.reference import polynomials
 from bitassay.reference.arch import ARCHES, Arch, TensorCore, get_arch
 from bitassay.reference.contract import (
     CONTRACT_VERSION,
@@ -25,6 +26,12 @@ DIGESTS = {
         "sm_86": "691d46e91f4744ddb6c8983df8715f7468595d53cd8751ba308e2d528e7f2320",
         "sm_89": "541819f110fb3c2a62a9a0d00add71f783faa2a73a9d4baa46f6c7b8da300a9d",
         "sm_90": "148bf076001ded7326e0cd4989e44499d628e908ab05df8112fc61049dac1d13",
+    },
+    2: {
+        "sm_80": "0bc7fbf94ae2a111fbd768329ddc380be39bf8f3b8312e225af98ea4a5500d20",
+        "sm_86": "1b2263c86c830346f58b08a4e4e2b716d4740842f254660515b593e44da4a395",
+        "sm_89": "9b8d6ca79224df1983e4b8446a1f641224ebf312f350429d9f50decd3b20dd0a",
+        "sm_90": "1f21eaebf343fce324f601679a9b32981b0e7d9f72a1d0ec6fb0502d757143a2",
     },
 }
 
@@ -44,6 +51,8 @@ def test_digests_are_all_different() -> None:
         for dtype in ("weight", "float32")
     ]
     contracts.append(replace(contracts[0], version=CONTRACT_VERSION + 1))
+    changes = ({"key_block": 32}, {"key_split": 2048}, {"sum_width": 2048})
+    contracts += [default_contract("sm_90", **change) for change in changes]
     assert len({contract.digest for contract in contracts}) == len(contracts)
 
 
@@ -65,6 +74,25 @@ def test_a_changed_fact_or_order_changes_the_digest(monkeypatch: pytest.MonkeyPa
     assert contract.digest == before
 
 
+def test_every_bit_of_a_polynomial_is_in_the_digest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The digest is of the coefficients in use, each to its last bit."""
+    before = default_contract("sm_90").digest
+    names = [name for name in vars(polynomials) if name.isupper()]
+    assert set(names) == set(module._POLYNOMIALS)
+    for name in names:
+        value = getattr(polynomials, name)
+        written = module._POLYNOMIALS[name]
+        if isinstance(value, tuple):
+            assert [float.fromhex(x) for x in written] == list(value)
+        elif isinstance(value, dict):
+            assert {int(d): float.fromhex(x) for d, x in written.items()} == value
+        else:
+            assert float.fromhex(written) == value
+        with monkeypatch.context() as patch:
+            patch.setitem(module._POLYNOMIALS, name, "otherwise")
+            assert default_contract("sm_90").digest != before
+
+
 def test_facts_are_json() -> None:
     facts = default_contract("sm_89").facts
     assert facts["arch"]["bf16"]["group"] == 8
@@ -79,8 +107,37 @@ def test_records_are_frozen() -> None:
 
 def test_operations() -> None:
     assert operations("context-lm") == ("embedding", "lm_head")
-    with pytest.raises(ValueError, match=r"gpt-2.*context-lm"):
+    layer = (
+        "input_layernorm qkv_proj rotary attention o_proj attention_residual "
+        "post_attention_layernorm gate_up_proj silu_and_mul down_proj mlp_residual"
+    ).split()
+    llama = [f"layers.{i}.{name}" for i in (0, 1) for name in layer]
+    assert operations("llama", 2) == ("embedding", *llama, "norm", "lm_head")
+    layer.insert(2, "qk_norm")
+    qwen3 = [f"layers.0.{name}" for name in layer]
+    assert operations("qwen3", 1) == ("embedding", *qwen3, "norm", "lm_head")
+    with pytest.raises(ValueError, match=r"gpt-2.*context-lm, llama, qwen3"):
         operations("gpt-2")
+
+
+@pytest.mark.parametrize(
+    ("option", "values"),
+    [
+        ("key_block", (0, 8, 48, 65, 256, -64)),
+        ("key_split", (0, 32, 63, 1000, 1025, -1024)),
+        ("sum_width", (0, 1, 8, 4095, 6144, -4096)),
+    ],
+)
+def test_sizes_that_are_refused(option: str, values: tuple[int, ...]) -> None:
+    for value in values:
+        with pytest.raises(ValueError, match=rf"{option} is .*found {value}"):
+            default_contract("sm_90", **{option: value})
+
+
+def test_default_sizes() -> None:
+    contract = default_contract("sm_90")
+    assert (contract.key_block, contract.key_split, contract.sum_width) == (64, 1024, 4096)
+    assert default_contract("sm_90", key_block=16, key_split=16, sum_width=16).key_split == 16
 
 
 @pytest.mark.parametrize("name", ["sm_70", "sm_100", "SM_90", "", "90"])

@@ -1,0 +1,88 @@
+"""The paged key/value cache: blocks of 16 positions, handed out from a free list."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..kernels.cache import BLOCK_SIZE
+from ..reference.config import ModelConfig
+
+
+def blocks_for(length: int) -> int:
+    """Return how many blocks so many positions take."""
+    return -(-length // BLOCK_SIZE)
+
+
+@dataclass(frozen=True)
+class PagedCache:
+    """Keys and values of every layer, each [blocks, 16, Hkv, D].
+
+    Which block belongs to which sequence is the allocator's business; what a slot holds before it
+    is written is undefined, and nothing may read it.
+    """
+
+    k: tuple[Tensor, ...]
+    v: tuple[Tensor, ...]
+
+    @classmethod
+    def empty(cls, config: ModelConfig, blocks: int, device: torch.device) -> PagedCache:
+        """Return a cache of so many blocks, unwritten."""
+        shape = (blocks, BLOCK_SIZE, config.num_kv_heads, config.head_dim)
+
+        def layers() -> tuple[Tensor, ...]:
+            each = range(config.num_layers)
+            return tuple(torch.empty(shape, dtype=config.dtype, device=device) for _ in each)
+
+        return cls(layers(), layers())
+
+    @property
+    def device(self) -> torch.device:
+        """Where the cache lies."""
+        return self.k[0].device
+
+
+class BlockAllocator:
+    """Which blocks are free and which each sequence holds, in the order of its positions."""
+
+    def __init__(self, blocks: int) -> None:
+        self._free = list(range(blocks))
+        self._tables: dict[int, list[int]] = {}
+        self.blocks = blocks
+
+    @property
+    def free(self) -> int:
+        """How many blocks nobody holds."""
+        return len(self._free)
+
+    def grow(self, sequence: int, length: int) -> list[int]:
+        """Return the blocks of a sequence, with as many more as `length` positions need.
+
+        Raises RuntimeError, and changes nothing, when the free ones do not suffice.
+        """
+        table = self._tables.get(sequence, [])
+        more = max(0, blocks_for(length) - len(table))
+        if more > len(self._free):
+            raise RuntimeError(
+                f"sequence {sequence}: expected {more} free blocks of the cache, found "
+                f"{len(self._free)} of {self.blocks}: run fewer sequences at once, or make the "
+                "cache larger"
+            )
+        # The last ones given back go first, so tables are soon out of order: nobody may mind.
+        taken = [self._free.pop() for _ in range(more)]
+        self._tables[sequence] = table + taken
+        return list(self._tables[sequence])
+
+    def release(self, sequence: int) -> None:
+        """Take back what a sequence holds; KeyError for one that holds nothing."""
+        if sequence not in self._tables:
+            raise KeyError(f"sequence {sequence} holds no blocks: it was never grown, or is gone")
+        self._free += self._tables.pop(sequence)
+
+
+def slots_of(blocks: list[int], positions: Iterable[int]) -> list[int]:
+    """Return where the positions of a sequence with these blocks lie: block * 16 + offset."""
+    return [blocks[p // BLOCK_SIZE] * BLOCK_SIZE + p % BLOCK_SIZE for p in positions]

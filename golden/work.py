@@ -1,0 +1,162 @@
+"""The reference's work in tasks: what one task does, and how prompts are divided into tasks.
+
+Rows are independent in the reference, so neither the division nor the process that takes a task
+can change a bit.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from bitassay.reference.sample import greedy
+
+from .errors import GoldenError
+from .loading import Reference
+from .runners import Arrays, Job, trace_arrays
+
+Tokens = tuple[int, ...]
+Chosen = Callable[[dict[int, int]], None]  # called at each step: prompt -> the token it chose
+
+_REPLAYED_ROWS = 512  # of one task, as far as prompts can be divided
+_NUMBERED = re.compile(r"\bprompt (\d+)(?:, step (\d+))?")
+
+
+@dataclass(frozen=True)
+class Task:
+    """Some prompts of a job, by number, and the tokens already known of each, equally many.
+
+    Known tokens are replayed, and the rest is generated; one prompt alone is generated one token
+    at a time, the sequential truth. binding: the known tokens must be what the model chooses.
+    """
+
+    prompts: tuple[int, ...]
+    recorded: tuple[Tokens, ...]
+    binding: bool = True
+
+    @property
+    def known(self) -> int:
+        """How many tokens of each prompt are known."""
+        return len(self.recorded[0])
+
+
+def replaying(job: Job, tokens: dict[int, Tokens]) -> list[Task]:
+    """Divide prompts whose tokens are all recorded, into tasks of a few hundred rows."""
+    groups: list[list[int]] = []
+    for prompt in _longest_first(job, tokens):
+        rows = sum(map(job.rows, groups[-1])) if groups else 0
+        if not groups or rows + job.rows(prompt) > _REPLAYED_ROWS:
+            groups.append([])
+        groups[-1].append(prompt)
+    return [Task(tuple(some), tuple(tokens[p] for p in some), binding=False) for some in groups]
+
+
+def generating(job: Job, tokens: dict[int, Tokens], *, batch: int) -> list[Task]:
+    """Divide prompts of which some tokens may be known, into tasks of at most `batch` prompts."""
+    tasks = []
+    for known in sorted(set(map(len, tokens.values()))):
+        alike = {prompt: own for prompt, own in tokens.items() if len(own) == known}
+        count = -(-len(alike) // batch)
+        ordered = _longest_first(job, alike)
+        for start in range(count):  # dealt out in turn, so that tasks are equally long
+            some = ordered[start::count]
+            tasks.append(Task(tuple(some), tuple(alike[p] for p in some)))
+    return sorted(tasks, key=lambda task: sum(map(job.rows, task.prompts)), reverse=True)
+
+
+def run_task(model: Reference, job: Job, task: Task, chosen: Chosen) -> dict[int, Arrays]:
+    """Return the traces of a task's prompts; ValueErrors name the prompts as the job does."""
+    try:
+        traces = _run(model, job, task, chosen)
+    except ValueError as error:
+        raise ValueError(_renamed(str(error), job, task)) from error
+    return dict(zip(task.prompts, traces, strict=True))
+
+
+def _run(model: Reference, job: Job, task: Task, chosen: Chosen) -> list[Arrays]:
+    prompts = [job.prompts[prompt] for prompt in task.prompts]
+    known = _replay(model, job, task, prompts) if task.known else []
+    if task.known == job.steps:
+        return known
+    fed = [prompt + own for prompt, own in zip(prompts, task.recorded, strict=True)]
+    rest = _generate(model, fed, job.steps - task.known, task, chosen)
+    return [_joined(*pair) for pair in zip(known, rest, strict=True)] if known else rest
+
+
+def _replay(model: Reference, job: Job, task: Task, prompts: Sequence[Tokens]) -> list[Arrays]:
+    """Replay the known tokens; GoldenError when they bind and are not what the model chooses."""
+    arrays = [trace_arrays(trace) for trace in model.replay_many(prompts, task.recorded)]
+    for prompt, own, recorded in zip(task.prompts, arrays, task.recorded, strict=True):
+        if task.binding and tuple(own["tokens"].tolist()) != recorded:
+            raise GoldenError(
+                f"prompt {job.prompt_names[prompt]}: the model does not choose the tokens noted "
+                "when this recording was begun: remove its journal and begin again"
+            )
+    return arrays
+
+
+def _generate(
+    model: Reference, prompts: Sequence[Tokens], steps: int, task: Task, chosen: Chosen
+) -> list[Arrays]:
+    told: list[list[int]] = [[] for _ in prompts]
+
+    def tell(tokens: list[int]) -> None:
+        for own, token in zip(told, tokens, strict=True):
+            own.append(token)
+        chosen(dict(zip(task.prompts, tokens, strict=True)))
+
+    with _watched(model, tell):
+        if len(prompts) == 1:  # the sequential truth
+            traces = [model.generate(prompts[0], steps)]
+        else:
+            traces = model.generate_many(prompts, steps)
+    arrays = [trace_arrays(trace) for trace in traces]
+    if [own["tokens"].tolist() for own in arrays] != told:
+        raise RuntimeError("the tokens told step by step are not those of the trace")
+    return arrays
+
+
+def _joined(known: Arrays, rest: Arrays) -> Arrays:
+    """One trace of two parts; the prompt's rows are those of the first."""
+    joined = {name: np.concatenate([known[name], rest[name]]) for name in known}
+    return joined | {"prompt_fingerprints": known["prompt_fingerprints"]}
+
+
+@contextmanager
+def _watched(model: Reference, tell: Callable[[list[int]], None]) -> Iterator[None]:
+    """Tell what each step chooses while the model generates: it asks for logits once a step."""
+    logits = model.logits
+
+    def watched(hidden: Tensor) -> Tensor:
+        found = logits(hidden)
+        if not found.isnan().any():  # the model itself says where
+            tell(greedy(found).tolist())
+        return found
+
+    vars(model)["logits"] = watched
+    try:
+        yield
+    finally:
+        del vars(model)["logits"]
+
+
+def _renamed(message: str, job: Job, task: Task) -> str:
+    """Errors number prompts and steps within the call that raised them."""
+
+    def name(found: re.Match[str]) -> str:
+        at = int(found[1])
+        if at >= len(task.prompts):
+            return found[0]
+        step = "" if found[2] is None else f", step {int(found[2]) + task.known % job.steps}"
+        return f"prompt {job.prompt_names[task.prompts[at]]}{step}"
+
+    return _NUMBERED.sub(name, message)
+
+
+def _longest_first(job: Job, prompts: dict[int, Tokens]) -> list[int]:
+    return sorted(prompts, key=lambda prompt: (-job.rows(prompt), prompt))

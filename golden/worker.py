@@ -1,0 +1,68 @@
+"""A process that takes tasks of the reference: `python -m bitassay.golden.worker`.
+
+Its parent passes two descriptors: a connection for tasks and answers, and the read end of a pipe
+that nobody writes, which ends when the parent does, however it ends; then this process ends too.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import traceback
+from multiprocessing.connection import Connection
+
+import torch
+
+from bitassay.reference.checkpoint import load_checkpoint
+
+from .errors import GoldenError
+from .loading import Reference, load_reference
+from .runners import Job
+from .work import run_task
+
+READY, CHOSEN, FINISHED, FAILED = "ready", "chosen", "finished", "failed"
+TOLD = (GoldenError, ValueError, OSError)  # bad input, told in a sentence; others are bugs
+
+
+def open_model(job: Job) -> Reference:
+    """Read a job's model; GoldenError when it is no longer the one the job was made for."""
+    checkpoint = load_checkpoint(job.model)
+    if checkpoint.digest != job.model_digest:
+        raise GoldenError(f"model {job.model} was changed meanwhile: run this again")
+    return load_reference(checkpoint, job.contract)
+
+
+def _serve(connection: Connection) -> None:
+    job: Job = connection.recv()
+    model = open_model(job)
+    connection.send((READY, None))
+    while (task := connection.recv()) is not None:
+        arrays = run_task(model, job, task, lambda tokens: connection.send((CHOSEN, tokens)))
+        connection.send((FINISHED, arrays))
+
+
+def _end_with_parent(lifeline: int) -> None:
+    os.read(lifeline, 1)
+    os._exit(1)
+
+
+def _main(descriptor: int, lifeline: int, threads: int) -> int:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
+    threading.Thread(target=_end_with_parent, args=(lifeline,), daemon=True).start()
+    torch.set_num_threads(threads)
+    connection = Connection(descriptor)
+    try:
+        _serve(connection)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return 1  # the parent is gone
+    except Exception as error:
+        told = isinstance(error, TOLD)
+        connection.send((FAILED, str(error) if told else traceback.format_exc()))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_main(*map(int, sys.argv[1:])))

@@ -1,0 +1,56 @@
+"""RMSNorm, alone or after adding to the residual stream."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .floats import round_to
+from .tree import tree_sum
+
+
+def rms_norm(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:  # [..., D], [D] -> [..., D]
+    """Return x / sqrt(mean(x**2) + eps) * weight in the weight's dtype, rounded to it once.
+
+    x, weight: one dtype, bf16 or fp16; all arithmetic in fp32. Raises TypeError or ValueError for
+    other dtypes or shapes.
+    """
+    _check(x, weight)
+    h = x.float()
+    square = tree_sum(h * h)  # RN, then the tree's
+    # Tensors, not numbers: on a GPU torch multiplies by the reciprocal of a number.
+    size, small = torch.tensor([h.shape[-1], eps], dtype=torch.float32, device=x.device)
+    # torch's fp32 root is off by an ulp on some CPUs. Through float64, good to far less than the
+    # distance that an exact root keeps from the middle between two fp32 values, it is right.
+    rms = (square / size + small).double().sqrt().float()  # RN, RN, RN
+    return round_to(h / rms[..., None] * weight.float(), weight.dtype)  # RN, RN, RN
+
+
+def add_rms_norm(  # [T, D], [T, D], [D] -> [T, D], [T, D]
+    x: Tensor, residual: Tensor, weight: Tensor, *, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Return `rms_norm` of the new residual stream, and that stream: x + residual.
+
+    The sum is rounded to the dtype before it is normalised, so a later layer that reads the
+    residual sees what this one saw. Dtypes and errors as `rms_norm`.
+    """
+    if x.shape != residual.shape or x.dtype != residual.dtype:
+        raise ValueError(
+            f"expected x and residual alike, found {x.dtype} {list(x.shape)} and {residual.dtype} "
+            f"{list(residual.shape)}"
+        )
+    _check(x, weight)
+    residual = round_to(x.float() + residual.float(), x.dtype)  # RN, RN
+    return rms_norm(residual, weight, eps=eps), residual
+
+
+def _check(x: Tensor, weight: Tensor) -> None:
+    if weight.dtype not in (torch.bfloat16, torch.float16) or x.dtype != weight.dtype:
+        raise TypeError(
+            f"expected x and weight of one dtype, bfloat16 or float16, found {x.dtype} and "
+            f"{weight.dtype}"
+        )
+    if x.dim() < 1 or weight.shape != x.shape[-1:] or weight.shape[0] == 0:
+        raise ValueError(
+            f"expected x [..., D] and weight [D], found {list(x.shape)} and {list(weight.shape)}"
+        )

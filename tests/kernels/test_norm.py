@@ -1,0 +1,150 @@
+"""rms_norm and add_rms_norm in the emulator: every launch, shape and value."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from draw import KINDS, matrix
+from matmul_cases import mixed
+from same_bits import assert_same_bits
+from torch import Tensor
+
+from bitassay.kernels.norm import Shape, add_rms_norm, rms_norm, shape_for
+from bitassay.reference import norm as reference
+
+pytestmark = pytest.mark.usefixtures("interpreting")
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+EPS = 1e-5
+
+
+def operands(rows: int, width: int, dtype: torch.dtype, seed: int) -> tuple[Tensor, ...]:
+    x, residual = mixed(rows, width, dtype, seed), mixed(rows, width, dtype, seed + 100)
+    return x, residual, matrix("special", 1, width, dtype, seed)[0]
+
+
+def check(x: Tensor, residual: Tensor, weight: Tensor, eps: float, **options: object) -> None:
+    got = rms_norm(x, weight, eps=eps, **options)  # type: ignore[arg-type]
+    assert_same_bits(got, reference.rms_norm(x, weight, eps=eps))
+    got = add_rms_norm(x, residual, weight, eps=eps, **options)  # type: ignore[arg-type]
+    for one, want in zip(got, reference.add_rms_norm(x, residual, weight, eps=eps), strict=True):
+        assert_same_bits(one, want)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [1, 22])
+@pytest.mark.parametrize("width", [1, 2, 3, 64, 100, 704, 1030])
+def test_any_shape(gpu_emulation: str, width: int, rows: int, dtype: str) -> None:
+    check(*operands(rows, width, DTYPES[dtype], width + rows), eps=EPS)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_value(gpu_emulation: str, kind: str, dtype: str) -> None:
+    x, residual = (matrix(kind, 9, 72, DTYPES[dtype], seed) for seed in (1, 2))
+    weight = matrix(kind, 1, 72, DTYPES[dtype], 3)[0]
+    for eps in (0.0, 1e-6, 1.0):
+        check(x, residual, weight, eps)
+
+
+def test_zeros_keep_their_sign_and_huge_rows_vanish(gpu_emulation: str) -> None:
+    ones = torch.ones(4).bfloat16()
+    x = torch.tensor([[-0.0, 0.0, 1.0, -1.0], [3e38, -3e38, 1.0, 0.0]]).bfloat16()
+    got = rms_norm(x, ones, eps=EPS)
+    assert got.signbit().tolist() == [[True, False, False, True], [False, True, False, False]]
+    assert_same_bits(got[1].abs(), torch.zeros(4).bfloat16())  # the sum of squares is infinite
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_roots_and_divisions_of_many_rows(gpu_emulation: str, dtype: str) -> None:
+    x, residual = (matrix("scaled", 1000, 8, DTYPES[dtype], seed) for seed in (1, 2))
+    check(x, residual, torch.ones(8, dtype=DTYPES[dtype]), EPS, shape=Shape(256, 4))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 8])
+def test_no_launch_changes_a_bit(gpu_emulation: str, rows: int) -> None:
+    check(*operands(13, 100, torch.bfloat16, 5), eps=EPS, shape=Shape(rows, 8))
+
+
+def test_a_batch_changes_no_row(gpu_emulation: str) -> None:
+    x, residual, weight = operands(40, 64, torch.bfloat16, 6)
+    together = add_rms_norm(x, residual, weight, eps=EPS)[0]
+    for row in (0, 17, 39):
+        one = slice(row, row + 1)
+        alone = add_rms_norm(x[one], residual[one], weight, eps=EPS)[0]
+        assert_same_bits(together[one], alone)
+
+
+def test_heads_of_a_packed_product(gpu_emulation: str) -> None:
+    packed = mixed(5, 8 * 64, torch.bfloat16, 7).view(5, 8, 64)
+    weight = matrix("normal", 1, 64, torch.bfloat16, 8)[0]
+    out = torch.zeros(5, 6, 64, dtype=torch.bfloat16)
+    q = rms_norm(packed[:, :4], weight, eps=EPS, out=out[:, :4])
+    k = rms_norm(packed[:, 4:6], weight, eps=EPS, out=out[:, 4:])
+    assert q.data_ptr() == out.data_ptr()
+    assert_same_bits(out, reference.rms_norm(packed[:, :6], weight, eps=EPS))
+    assert_same_bits(k.contiguous(), out[:, 4:].contiguous())
+
+
+def test_views_and_places_to_write(gpu_emulation: str) -> None:
+    x, residual, weight = operands(6, 40, torch.bfloat16, 9)
+    want = reference.add_rms_norm(x, residual, weight, eps=EPS)
+    wide = torch.nn.functional.pad(x, (3, 5))[:, 3:43]
+    spread = torch.stack([weight, weight], 1)[:, 0]
+    for one, expected in zip(add_rms_norm(wide, residual, spread, eps=EPS), want, strict=True):
+        assert_same_bits(one, expected)
+    x, residual = x.clone(), residual.clone()
+    add_rms_norm(x, residual, weight, eps=EPS, out=x, residual_out=residual)  # in place
+    assert_same_bits(x, want[0])
+    assert_same_bits(residual, want[1])
+    assert_same_bits(x[:, :1].contiguous(), want[0][:, :1].contiguous())
+
+
+def test_nothing_to_do(gpu_emulation: str) -> None:
+    x, weight = torch.ones(3, 8).bfloat16(), torch.ones(8).bfloat16()
+    assert rms_norm(x[:0], weight, eps=EPS).shape == (0, 8)
+    assert [t.shape for t in add_rms_norm(x[:0], x[:0], weight, eps=EPS)] == [(0, 8), (0, 8)]
+    assert rms_norm(x.view(3, 1, 8)[:, :0], weight, eps=EPS).shape == (3, 0, 8)
+
+
+def test_what_does_not_fit_is_refused(gpu_emulation: str) -> None:
+    x, weight = torch.ones(3, 8).bfloat16(), torch.ones(8).bfloat16()
+    with pytest.raises(TypeError, match="x torch.float32, weight torch.float32"):
+        rms_norm(x.float(), weight.float(), eps=EPS)
+    with pytest.raises(TypeError, match="x torch.bfloat16, weight torch.float16"):
+        rms_norm(x, weight.half(), eps=EPS)
+    with pytest.raises(TypeError, match="residual torch.float16"):
+        add_rms_norm(x, x.half(), weight, eps=EPS)
+    with pytest.raises(ValueError, match=r"weight \[D\], found \[3, 8\] with .* and \[7\]"):
+        rms_norm(x, weight[:7], eps=EPS)
+    with pytest.raises(ValueError, match=r"strides \[1, 3\]"):
+        rms_norm(torch.ones(8, 3).bfloat16().t(), weight, eps=EPS)
+    with pytest.raises(ValueError, match=r"x \[T, D\]"):
+        rms_norm(x[0], weight, eps=EPS)
+    with pytest.raises(ValueError, match=r"residual: expected torch.bfloat16 \[3, 8\]"):
+        add_rms_norm(x, x[:2], weight, eps=EPS)
+    with pytest.raises(ValueError, match=r"out: expected .* found torch.float32 \[3, 8\]"):
+        rms_norm(x, weight, eps=EPS, out=x.float())
+    with pytest.raises(ValueError, match=r"residual_out: expected"):
+        add_rms_norm(x, x, weight, eps=EPS, residual_out=x[:2])
+    with pytest.raises(ValueError, match="rows of 1 … 16384 elements, found 0"):
+        rms_norm(x[:, :0], weight[:0], eps=EPS)
+    with pytest.raises(ValueError, match="found 16385"):
+        rms_norm(torch.ones(1, 16385).bfloat16(), torch.ones(16385).bfloat16(), eps=EPS)
+    with pytest.raises(ValueError, match="one device, found cpu, meta"):
+        rms_norm(x, weight.to("meta"), eps=EPS)
+
+
+def test_tritons_own_interpreter_is_refused() -> None:
+    x = torch.ones(1, 16).bfloat16()
+    with pytest.raises(RuntimeError, match="computes as NumPy: set BITASSAY_ARCH"):
+        rms_norm(x, x[0], eps=EPS)
+
+
+def test_launches_hold_every_row() -> None:
+    for width in (1, 64, 128, 256, 1000, 4096, 16384):
+        for count in (1, 2047, 2048, 1 << 18):
+            shape = shape_for(count, width)
+            assert shape.rows >= 1
+            assert shape.warps in (4, 8, 16)
+            assert shape.rows * width <= 32 * 32 * shape.warps

@@ -27,22 +27,27 @@ PROJECT = nox.project.load_toml("pyproject.toml")
 # Triton's interpreter is switched on where it is wanted, not here: the kernel tests' conftest.
 CPU = {"CUDA_VISIBLE_DEVICES": "", "PYTHONSAFEPATH": "1"}
 
-BENCHMARKS = ("oracle", "linear")
+BENCHMARKS = ("oracle", "linear", "attention", "layer")
 
 # What the installed wheel must and must not hold, relative to site-packages/bitassay.
 WHEEL_HOLDS = (
     "py.typed",
     "reference/tensor_core.py",
     "kernels/linear.py",
-    "engine/context_lm.py",
+    "engine/model.py",
     "golden/cli.py",
     "golden/models/context-lm/config.json",
     "golden/models/context-lm/model.safetensors",
     "golden/models/context-lm/tokenizer.json",
+    "golden/models/llama-pico/config.json",
+    "golden/models/llama-pico/model.safetensors",
+    "golden/models/llama-pico/tokenizer.json",
     "golden/prompts/*",
     "golden/store/manifest.jsonl",
     "golden/store/context-lm/sm_89/*/zarr.json",
     "golden/store/context-lm/sm_90/*/zarr.json",
+    "golden/store/llama-pico/sm_89/*/zarr.json",
+    "golden/store/llama-pico/sm_90/*/zarr.json",
 )
 WHEEL_LACKS = ("golden/training", "golden/store/.tmp-*", "tests", "**/test_*.py")
 
@@ -98,7 +103,9 @@ def types(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run every test that needs no GPU, the Triton kernels interpreted."""
     install(session, *groups("test"), "-e", ".")
-    session.run("pytest", "-m", "not gpu", *session.posargs, env=CPU)
+    # One process a core: each interprets with one thread.
+    parallel = ("-n", "auto", "--dist", "worksteal")
+    session.run("pytest", "-m", "not gpu", *parallel, *session.posargs, env=CPU)
 
 
 @nox.session(default=False)
@@ -124,7 +131,8 @@ def gpu(session: nox.Session) -> None:
     options = {"env": env, "external": True}
     session.run(*python, "pytest", "-m", "gpu", *(session.posargs or ("tests",)), **options)
     session.run(*python, "bitassay.golden", "check", "--all", "--with", "gpu", **options)
-    session.run(sys.executable, "tests/hardware/linear_sweep.py", **options)
+    for sweep in ("linear", "attention", "model"):
+        session.run(sys.executable, f"tests/hardware/{sweep}_sweep.py", **options)
 
 
 @nox.session(default=False, venv_backend="none")
@@ -160,7 +168,7 @@ def wheel(session: nox.Session) -> None:
 def use_installed(session: nox.Session, name: str) -> None:
     """Check what the installed wheel holds and that its command reads the packaged store."""
     env = {**CPU, "BITASSAY_STORE": None, "PYTHONPATH": None}
-    modules = ("reference.tensor_core", "kernels.linear", "engine.context_lm", "golden.cli")
+    modules = ("reference.tensor_core", "kernels.linear", "engine.model", "golden.cli")
     imports = "".join(f"import bitassay.{module}; " for module in modules)
     where = f"{imports}print(bitassay.__path__[0])"
     found = session.run("python", "-c", where, env=env, silent=True)

@@ -157,8 +157,8 @@ class ModelConfig:
 def _model_type(checkpoint: Checkpoint) -> str:
     config = checkpoint.config
     model_type, named = config.get("model_type"), config.get("architectures")
-    known_type = isinstance(model_type, str) and model_type in ARCHITECTURES
-    if not known_type or named not in (None, [ARCHITECTURES[model_type]]):
+    wanted = ARCHITECTURES.get(model_type) if isinstance(model_type, str) else None
+    if wanted is None or named not in (None, [wanted]):
         known = ", ".join(f"{a} ({m})" for m, a in ARCHITECTURES.items())
         raise _unfit(checkpoint, f"one of {known}", f"model_type {model_type!r}, {named!r}")
     return str(model_type)

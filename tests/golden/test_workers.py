@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -191,7 +192,8 @@ def test_a_recording_that_was_killed_goes_on_and_gives_the_same_bits(tmp_path):
     with recording(tmp_path, steps, "--jobs", "2") as process:
         out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
-    assert "going on where an earlier recording ended (0 prompts finished, 6 begun)" in err
+    # How many prompts were begun depends on when the kill came.
+    assert re.search(r"going on where an earlier recording ended \(0 prompts finished, [1-6] ", err)
     assert "model/sm_90: generated step by step with the reference; written" in out
     assert not (tmp_path / "store" / ".work").exists()
     suite = own_suite(tmp_path / "model", tmp_path / "prompts.jsonl", steps, arches=("sm_90",))

@@ -2,10 +2,10 @@
 
 One layer with Llama-3.1-8B's shapes and one with Qwen3-1.7B's, random weights, batches of 1 to 2048
 rows that mix prompts, chunks of prompts and decoding over cached contexts; slots of the cache that
-nobody wrote hold NaN. The oracle runs on the GPU as a chain from the embedding to the logits. Where
-a kernel was given other inputs than the chain has, the operation is computed a second time from the
-kernel's own, so that an operation is only blamed for what it did itself. Exit status: 0 all equal,
-1 a difference.
+nobody wrote hold NaN. The oracle runs on the GPU (its attention on the machine's cores) as a chain
+from the embedding to the logits. Where a kernel was given other inputs than the chain has, the
+operation is computed a second time from the kernel's own, so that an operation is only blamed for
+what it did itself. Exit status: 0 all equal, 1 a difference.
 
 python tests/hardware/model_sweep.py [--quick]
 TRITON_INTERPRET=1 BITASSAY_ARCH=sm_90 python tests/hardware/model_sweep.py --tiny
@@ -30,9 +30,12 @@ from torch import Tensor
 from bitassay.engine.batch import Batch, Segment, place, upload
 from bitassay.engine.model import CausalLM
 from bitassay.engine.paged import BlockAllocator, PagedCache
-from bitassay.reference import activation, attention, linear, norm, rotary
+from bitassay.reference import activation, linear, norm, rotary
 from bitassay.reference.checkpoint import Checkpoint
 from bitassay.reference.contract import Contract, default_contract
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
+from oracle_pool import OraclePool
 
 BATCHES = (1, 2, 7, 16, 33, 64, 128, 256, 512, 1024, 2048)
 CONTEXTS = (1100, 40, 700, 17, 1023, 2100)  # positions cached before a decoding row
@@ -160,8 +163,10 @@ class Oracle:
     products: multiply-adds of the linear layers, done in product_seconds. seconds: of everything.
     """
 
-    def __init__(self, checkpoint: Checkpoint, model: CausalLM, contract: Contract) -> None:
-        self._contract, self._config = contract, model.config
+    def __init__(
+        self, checkpoint: Checkpoint, model: CausalLM, contract: Contract, pool: OraclePool
+    ) -> None:
+        self._contract, self._config, self._pool = contract, model.config, pool
         self._weights = {
             name.removeprefix("model.layers.0."): t.to(model.device)
             for name, t in checkpoint.tensors.items()
@@ -250,9 +255,9 @@ class Oracle:
         caches = [batch.cache.k[0].clone(), batch.cache.v[0].clone()]
         for cache, rows in zip(caches, (k, v), strict=True):
             cache.flatten(0, 1)[batch.slots] = rows
-        return attention.paged_attention(
+        return self._pool.attend_paged(
             q, caches[0], caches[1], batch.block_tables, batch.query_start, batch.seq_lens,
-            contract=self._contract,
+            self._contract,
         ).flatten(1)  # fmt: skip
 
     def timed(self, operation: Operation, inputs: list[Tensor]) -> Tensor:
@@ -315,14 +320,16 @@ def compare(model: CausalLM, oracle: Oracle, batch: Batch, case: str, tally: Tal
         sys.exit(f"operations that only one of kernels and oracle has: {', '.join(unseen)}")
 
 
-def sweep(name: str, args: argparse.Namespace, contract: Contract, console: Console) -> int:
+def sweep(
+    name: str, args: argparse.Namespace, contract: Contract, pool: OraclePool, console: Console
+) -> int:
     """Compare one model's layer at every batch size; return how many outputs differ."""
     device = "cpu" if args.tiny else "cuda"
     batches = [m for m in BATCHES if m <= (16 if args.tiny else 64 if args.quick else max(BATCHES))]
     shape = SHAPES[name] | (TINY if args.tiny else {})
     checkpoint = random_model(shape, max(batches), device)
     model = CausalLM.from_pretrained(checkpoint, contract=contract, device=device)
-    oracle, tally = Oracle(checkpoint, model, contract), Tally()
+    oracle, tally = Oracle(checkpoint, model, contract, pool), Tally()
     for m in batches:
         rows = segments(m, 40 if args.tiny else 1)
         parts = ", ".join(f"{s.count} after {s.first}" for s in rows)
@@ -360,7 +367,8 @@ def main() -> int:
         major, minor = torch.cuda.get_device_capability()
         contract = default_contract(f"sm_{major}{minor}")
         console.print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
-    different = sum(sweep(name, args, contract, console) for name in SHAPES)
+    with OraclePool() as pool:
+        different = sum(sweep(name, args, contract, pool, console) for name in SHAPES)
     console.print(f"different: {different}")
     return 1 if different else 0
 

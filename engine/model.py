@@ -130,9 +130,14 @@ class CausalLM:
 
     def check(self) -> None:
         """Wait for the device; ValueError for an id, position or slot out of range since last."""
-        embedding.check()
-        rotary.check()
-        cache.check()
+        errors = []
+        for operation in (embedding, rotary, cache):  # all, so that none is left for later
+            try:
+                operation.check()
+            except ValueError as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
 
 
 def _take(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -14,11 +14,11 @@ from .inputs import Inputs, load_inputs
 from .interpreter import estimate, run_interpreter
 from .manifest import Entry
 from .pool import suitable_crew
-from .provenance import Identity
+from .provenance import Identity, another
 from .runners import Progress
 from .store import Golden, Store
 from .stream import TokenStream
-from .suites import Suite, find_suite, own_suite
+from .suites import Suite, find_suite, own_suite, recording
 from .ways import Options, Way
 
 Tell = Callable[[str], None]
@@ -62,7 +62,7 @@ def check(
         store.require_writable(accept=True)
     golden = store.read(name)
     inputs = load_inputs(*_suite(golden, own))
-    require_current(golden, inputs.identity)
+    require_current(golden, inputs.identity, store.option)
     expected = golden.stream.first(options.prompts, options.tokens)
     found = _run(inputs, expected, options, progress, tell)
     comparison = compare(expected, found)
@@ -72,11 +72,15 @@ def check(
     return Checked(golden, comparison, confirmed)
 
 
-def require_current(golden: Golden, identity: Identity) -> None:
-    """Raise StaleError when the golden was recorded under another contract, model or prompts."""
+def require_current(golden: Golden, identity: Identity, option: str = "") -> None:
+    """Raise StaleError when the golden was recorded under another contract, model or prompts.
+
+    option: what names its store in a command, for the error's advice.
+    """
     recorded, here = asdict(golden.provenance.identity), asdict(identity)
     name = identity.name
-    advice = f'run "bitassay record {name}" and review the difference'
+    command = recording(name, accept=False, option=option, tokens=identity.tokens)
+    advice = f'run "{command}" and review the difference'
     if recorded["contract"] != here["contract"]:
         raise StaleError(
             f"golden {name} was recorded under contract {recorded['contract_version']} "
@@ -89,8 +93,8 @@ def require_current(golden: Golden, identity: Identity) -> None:
                 side[key][:12] + "…" if side[key] else "none" for side in (recorded, here)
             )
             raise StaleError(
-                f"golden {name} was recorded with another {key.replace('_', ' ')} ({was}) than the "
-                f"one found here ({found}): restore it, or {advice}"
+                f"golden {name} was recorded with {another(key)} ({was}) than "
+                f"found here ({found}): restore it, or {advice}"
             )
     if recorded["tokens"] != here["tokens"]:
         raise StaleError(

@@ -1,6 +1,6 @@
 """The `bitassay` command.
 
-Exit status: 0 equal, 1 different, 2 could not check.
+Exit status: 0 equal, 1 different, 2 could not check, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Predict the exact bits of batch-invariant LLM inference on any CPU, keep them as golden "
     "token streams, and check kernels and engines against them.\n\n"
-    "Exit status: 0 equal, 1 different, 2 could not check.",
+    "Exit status: 0 equal, 1 different, 2 could not check, 130 interrupted (Ctrl-C).",
 )
 app.command()(record)
 app.command()(check)

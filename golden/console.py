@@ -41,21 +41,25 @@ def each(names: list[str], one: Callable[[str], int]) -> int:
     A golden that cannot be checked does not keep the next from it. A difference anywhere is 1;
     failing that, anything that could not be checked is 2.
     """
-    statuses = [guarded(lambda name=name: one(name)) for name in names]  # type: ignore[misc]
+    said: set[str] = set()  # what is wrong with the input is wrong for every architecture
+    statuses = [guarded(lambda name=name: one(name), said) for name in names]  # type: ignore[misc]
     return DIFFERENT if DIFFERENT in statuses else max(statuses, default=COULD_NOT_CHECK)
 
 
-def guarded(action: Callable[[], int]) -> int:
+def guarded(action: Callable[[], int], said: set[str] | None = None) -> int:
     """Return the action's status, or 2 after printing why it failed.
 
     Bad input, a ValueError, an OSError or a package that is not installed, is told in a sentence;
     anything else is a bug and keeps its traceback. Python's own status for an exception is 1,
-    which here means "different".
+    which here means "different". said: errors that were told already, and are not told again.
     """
+    said = set() if said is None else said
     try:
         return action()
     except (GoldenError, ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        if str(error) not in said:
+            print(f"error: {error}", file=sys.stderr)
+        said.add(str(error))
     except Exception:
         traceback.print_exc()
     return COULD_NOT_CHECK

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -27,39 +28,51 @@ def read_file(root: str, path: str) -> bytes:
     return data
 
 
+def told(error: OSError) -> str:
+    """Return what went wrong, and with which file where that is known."""
+    return ": ".join(str(part) for part in (error.strerror, error.filename) if part) or str(error)
+
+
+def advice(error: OSError) -> str:
+    """Return what to do about a store that cannot be written."""
+    another = "name another with --store DIR"
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return f"free space there, or {another}" if full else another
+
+
 def write_tree(root: Path, path: str, files: dict[str, bytes]) -> None:
     """Make directory root/path appear with these files, whole and on disk, or not at all.
 
     Written under a scratch name and renamed. A directory already there is moved aside first, so
     call this over an existing one only to mend it.
     """
-    scratch = root / f"{SCRATCH}{uuid4().hex}"
-    for name, data in files.items():
-        file = scratch / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        _write_synced(file, data)
-    for directory in [scratch, *(d for d in scratch.rglob("*") if d.is_dir())]:
-        _sync_directory(directory)
-    target = root / path
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if target.exists():
-        target.rename(root / f"{SCRATCH}{uuid4().hex}")
-    scratch.rename(target)
+    with _scratch(root) as scratch:
+        for name, data in files.items():
+            file = scratch / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            _write_synced(file, data)
+        for directory in [scratch, *(d for d in scratch.rglob("*") if d.is_dir())]:
+            _sync_directory(directory)
+        target = root / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists():
+            target.rename(root / f"{SCRATCH}{uuid4().hex}")
+        scratch.rename(target)
     _sync_directory(target.parent)
 
 
 def replace_file(root: Path, name: str, data: bytes) -> None:
     """Replace a file in one step: readers see the old bytes or the new ones."""
-    scratch = root / f"{SCRATCH}{uuid4().hex}"
-    _write_synced(scratch, data)
-    os.replace(scratch, root / name)
+    with _scratch(root) as scratch:
+        _write_synced(scratch, data)
+        os.replace(scratch, root / name)
     _sync_directory(root)
 
 
 def sweep(root: Path) -> None:
     """Remove what killed writers left behind; call it under the lock, when nobody else writes."""
     for leftover in root.glob(f"{SCRATCH}*"):
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        _clear(leftover)
 
 
 @contextmanager
@@ -78,6 +91,22 @@ def locked(root: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def _scratch(root: Path) -> Iterator[Path]:
+    """A name to write under, cleared away when that fails: on a full disk its space is needed."""
+    scratch = root / f"{SCRATCH}{uuid4().hex}"
+    try:
+        yield scratch
+    except BaseException:
+        with suppress(OSError):
+            _clear(scratch)
+        raise
+
+
+def _clear(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _try_lock(descriptor: int) -> bool:

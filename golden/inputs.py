@@ -8,7 +8,7 @@ from pathlib import Path
 from bitassay.reference.checkpoint import load_checkpoint, load_tokenizer
 from bitassay.reference.contract import default_contract
 
-from .errors import GoldenError
+from .errors import GoldenError, PromptError
 from .loading import ModelFacts, model_facts
 from .prompts import encode_prompts, load_prompts
 from .provenance import Identity
@@ -45,6 +45,11 @@ def load_inputs(suite: Suite, arch: str) -> Inputs:
     facts = model_facts(checkpoint, contract)
     prompts, prompts_digest = load_prompts(suite.prompts)
     texts = any(prompt.token_ids is None for prompt in prompts)
+    if texts and checkpoint.tokenizer_digest is None:
+        raise PromptError(
+            f"prompts {suite.prompts} hold text, and {suite.model} has no tokenizer.json to encode "
+            'it: add that file, or give "token_ids" in place of "text"'
+        )
     tokenizer = load_tokenizer(suite.model) if texts else None
     encoded = encode_prompts(prompts, tokenizer, facts.vocab_size)
     identity = Identity(

@@ -1,28 +1,32 @@
 """Runs kernels in the GPU-emulating interpreter, in a process of its own.
 
 Triton reads TRITON_INTERPRET when it is imported and the emulation has one architecture a process,
-so the parent starts `python -m bitassay.golden.interpreter` and compares what it writes.
+so the parent starts `python -m bitassay.golden.interpreter` and compares what it writes: into a
+file without a name, so that nothing stays if both are killed.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from bitassay.reference.checkpoint import load_checkpoint
 
-from .children import environment
+from .children import end_with_parent, environment, lifeline
 from .errors import CannotRunError
 from .loading import ModelFacts, model_facts
 from .runners import Job, run_engine
 from .stream import ARRAYS, LABELS, TokenStream
+
+EMULATED = ("sm_89", "sm_90")  # what bitassay.kernels.emulation has; importing it may switch it on
 
 # Roughly what the interpreter takes: products of weights and rows in a second, and seconds for an
 # operation of one step, however few its rows.
@@ -32,23 +36,31 @@ _MULTIPLY_ADDS, _OPERATION = 20_000_000, 0.09
 def run_interpreter(job: Job) -> TokenStream:
     """Return what the engine generates on kernels under the emulation of the job's architecture.
 
-    Raises CannotRunError, with the last lines of what the process wrote, when it fails.
+    Raises CannotRunError for an architecture that is not emulated, and, with the last lines of
+    what the process wrote, when it fails.
     """
-    with tempfile.TemporaryDirectory(prefix="bitassay-") as folder:
-        request, answer = Path(folder, "job.json"), Path(folder, "stream.npz")
-        request.write_text(json.dumps(asdict(job) | {"model": str(job.model.resolve())}))
+    if job.arch not in EMULATED:
+        raise CannotRunError(
+            f"kernels cannot run as {job.arch} in the interpreter, which emulates "
+            f"{' and '.join(EMULATED)}: use --with reference, or --with gpu on such a GPU"
+        )
+    with tempfile.TemporaryFile() as answer, lifeline() as line:
+        passed = (line, answer.fileno())
         process = subprocess.run(
-            [sys.executable, "-m", "bitassay.golden.interpreter", str(request), str(answer)],
+            [sys.executable, "-m", "bitassay.golden.interpreter", *map(str, passed)],
             env=_environment(job.arch),
+            input=json.dumps(asdict(job) | {"model": str(job.model.resolve())}),
             capture_output=True,
             text=True,
+            pass_fds=passed,
         )
-        if process.returncode != 0 or not answer.exists():
+        if process.returncode != 0 or not answer.seek(0, os.SEEK_END):
             said = "\n  ".join((process.stderr or process.stdout).strip().splitlines()[-8:])
             raise CannotRunError(
                 f"kernels in the interpreter as {job.arch} ended with status "
                 f"{process.returncode}, and nothing else was run in their place:\n  {said}"
             )
+        answer.seek(0)
         return _load(answer)
 
 
@@ -78,25 +90,27 @@ def _environment(arch: str) -> dict[str, str]:
     )
 
 
-def _main(request: Path, answer: Path) -> None:
-    fields = json.loads(request.read_text())
+def _main(line: int, answer: int) -> None:
+    end_with_parent(line)
+    fields = json.load(sys.stdin)
     prompts = tuple(map(tuple, fields.pop("prompts")))
     names = tuple(fields.pop("prompt_names"))
     job = Job(**fields, prompts=prompts, prompt_names=names)
     job = replace(job, model=Path(job.model))
     facts = model_facts(load_checkpoint(job.model), job.contract)
     stream = run_engine(job, facts, device="cpu")
-    _save(stream, answer)
+    with open(answer, "wb") as file:
+        _save(stream, file)
 
 
-def _save(stream: TokenStream, path: Path) -> None:
+def _save(stream: TokenStream, file: IO[bytes]) -> None:
     labels = json.dumps({name: getattr(stream, name) for name in LABELS})
     values: dict[str, Any] = {**stream.arrays, "labels": np.array(labels)}
-    np.savez(path, **values)
+    np.savez(file, **values)
 
 
-def _load(path: Path) -> TokenStream:
-    with np.load(path, allow_pickle=False) as data:
+def _load(file: IO[bytes]) -> TokenStream:
+    with np.load(file, allow_pickle=False) as data:
         values: dict[str, Any] = json.loads(str(data["labels"]))
         values |= {name: tuple(values[name]) for name in ("operations", "prompt_names")}
         values |= {name: data[name] for name in ARRAYS}
@@ -104,4 +118,4 @@ def _load(path: Path) -> TokenStream:
 
 
 if __name__ == "__main__":
-    _main(Path(sys.argv[1]), Path(sys.argv[2]))
+    _main(int(sys.argv[1]), int(sys.argv[2]))

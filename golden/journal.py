@@ -1,13 +1,15 @@
 """The journal of a recording that takes long: what has been generated, kept against a kill.
 
-`<store>/.work/<digest of the identity>/journal`, one checked line a step or task, each on disk
-before the next is taken. It is no part of the store's content, and is removed once the golden is
-published. One process at a time, by a lock that the kernel releases when its holder dies.
+`<store>/.work/<digest of the identity>/journal`: a line that names the identity, then one a step or
+task, each checked and on disk before the next is taken. It is no part of the store's content, and
+is removed once the golden is published. One process at a time, by a lock that the kernel releases
+when its holder dies.
 """
 
 from __future__ import annotations
 
 import base64
+import errno
 import fcntl
 import json
 import os
@@ -21,18 +23,30 @@ from typing import Any
 import numpy as np
 
 from .errors import StoreError
+from .files import advice, told
 from .layout import canonical, sha256
 from .provenance import Identity
 from .runners import Arrays
+from .stream import ARRAYS, TOP
 
 WORK = ".work"
+_ATTEMPTS = 1000
+# What a trace holds of a prompt: what a stream holds of all, but for the prompts themselves.
+_TRACED = {
+    name: (dtype, dimensions[1:])
+    for name, (dtype, dimensions) in ARRAYS.items()
+    if dimensions[0] == "S"
+}
 
 
 class Journal:
-    """An open journal: tokens known of each prompt, whole traces, and what to append them with."""
+    """An open journal: tokens known of each prompt, whole traces, and what to append them with.
 
-    def __init__(self, path: Path, descriptor: int) -> None:
-        self._path, self._descriptor = path, descriptor
+    Raises StoreError when it was written for another identity, or holds what nobody noted.
+    """
+
+    def __init__(self, path: Path, descriptor: int, identity: str) -> None:
+        self._path, self._descriptor, self._identity = path, descriptor, identity
         self.tokens: dict[int, list[int]] = {}
         self.traces: dict[int, Arrays] = {}
         self._read()
@@ -44,6 +58,30 @@ class Journal:
         """What it held when it was opened, in words; empty for a new one."""
         return self._begun
 
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is kept in it, so far."""
+        return not self.tokens and not self.traces
+
+    def require_fits(self, prompts: int, steps: int, vocab_size: int, operations: int) -> None:
+        """Raise StoreError unless what it held may be of that many prompts, steps and so on."""
+        for prompt, tokens in self.tokens.items():
+            if not 0 <= prompt < prompts or len(tokens) > steps:
+                raise self._unfit(f"{len(tokens)} tokens of prompt {prompt}")
+            if outside := [token for token in tokens if not 0 <= token < vocab_size]:
+                raise self._unfit(f"token {outside[0]}")
+        sizes = {"T": steps, "K": TOP, "O": operations}
+        for prompt, arrays in self.traces.items():
+            if not 0 <= prompt < prompts or arrays.keys() != _TRACED.keys():
+                raise self._unfit(f"a trace of prompt {prompt} with {', '.join(arrays)}")
+            for name, (dtype, dimensions) in _TRACED.items():
+                shape = tuple(sizes[d] for d in dimensions)
+                if (arrays[name].dtype.str, arrays[name].shape) != (dtype, shape):
+                    raise self._unfit(f"{arrays[name].dtype} {list(arrays[name].shape)} as {name}")
+            for name in ("tokens", "top_ids"):
+                if ((arrays[name] < 0) | (arrays[name] >= vocab_size)).any():
+                    raise self._unfit(f"ids outside the vocabulary as {name}")
+
     def chosen(self, tokens: dict[int, int]) -> None:
         """Note what prompts chose in one step."""
         self._append({"tokens": list(tokens.items())})
@@ -54,57 +92,101 @@ class Journal:
 
     def remove(self) -> None:
         """Remove the journal and the folders that it leaves empty."""
-        self._path.unlink(missing_ok=True)
-        for folder in (self._path.parent, self._path.parent.parent):
-            try:
-                folder.rmdir()
-            except OSError:
-                return  # others are at work there
+        _remove(self._path)
 
     def _append(self, facts: dict[str, Any]) -> None:
-        text = canonical(facts)
-        line = sha256(text)[:16].encode() + b" " + text + b"\n"
+        lines = _line(facts)
+        if self.empty:
+            lines = _line({"identity": self._identity}) + lines
         try:
-            written = os.write(self._descriptor, line)
+            written = os.write(self._descriptor, lines)
             os.fsync(self._descriptor)
+            if written != len(lines):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
-            raise StoreError(f"{self._path} cannot be written: {error.strerror}") from None
-        if written != len(line):
-            raise StoreError(f"{self._path} cannot be written: the disk is full")
+            raise StoreError(
+                f"journal {self._path} cannot be written ({told(error)}): {advice(error)}, and the "
+                "same command goes on from here"
+            ) from None
         self._take(facts)
 
     def _read(self) -> None:
-        """Take all lines up to the first that is torn or damaged, and cut the file there."""
+        """Take all lines up to the first that is torn or damaged, and cut the file there.
+
+        A line whose checksum fits was not damaged by chance: what it should not say is refused.
+        """
         whole = 0
         with self._path.open("rb") as lines:
             for line in lines:
                 checksum, _, text = line.rstrip(b"\n").partition(b" ")
                 if not line.endswith(b"\n") or checksum != sha256(text)[:16].encode():
                     break
-                self._take(json.loads(text))
+                try:
+                    facts = json.loads(text)
+                    if not whole:
+                        self._require_identity(facts)
+                    else:
+                        self._take(facts)
+                except (LookupError, TypeError, ValueError, AttributeError) as error:
+                    raise self._unfit(f"a line that nobody noted ({error!r})") from None
+                except (zlib.error, RecursionError) as error:
+                    raise self._unfit(f"a line that nobody noted ({error!r})") from None
                 whole += len(line)
+        if self.empty:
+            whole = 0  # its first note names the identity again
         os.ftruncate(self._descriptor, whole)
 
+    def _require_identity(self, facts: dict[str, Any]) -> None:
+        if facts != {"identity": self._identity}:
+            other = f"another identity, {str(facts.get('identity'))[:12]}…,"
+            found = other if "identity" in facts else "no identity"
+            raise self._unfit(f"{found} in its first line")
+
     def _take(self, facts: dict[str, Any]) -> None:
-        for prompt, token in facts.get("tokens", []):
-            self.tokens.setdefault(prompt, []).append(token)
-        for prompt, packed in facts.get("traces", []):
-            self.traces[prompt] = _unpacked(packed)
+        ((kind, notes),) = facts.items()
+        if kind not in ("tokens", "traces"):
+            raise ValueError(f"{kind} is neither tokens nor traces")
+        for prompt, noted in notes:
+            if type(prompt) is not int or (kind == "tokens" and type(noted) is not int):
+                raise TypeError(f"prompt {prompt!r}: {noted!r}")
+            if kind == "tokens":
+                self.tokens.setdefault(prompt, []).append(noted)
+            else:
+                self.traces[prompt] = _unpacked(noted)
+
+    def _unfit(self, found: str) -> StoreError:
+        return StoreError(
+            f"journal {self._path}: expected what a recording of identity {self._identity[:12]}… "
+            f"noted, found {found}: delete this file, and the same command begins anew"
+        )
 
 
 def discard(root: Path, identity: Identity) -> None:
     """Remove the journal of a golden that has been published, where a kill has left it."""
     if _path(root, identity).exists():
-        with opened(root, identity) as journal:
-            journal.remove()
+        with _held(root, identity) as (path, _):
+            _remove(path)
 
 
 @contextmanager
 def opened(root: Path, identity: Identity) -> Iterator[Journal]:
     """Open the journal of a recording in the store at root, and hold its lock.
 
-    Raises StoreError when another process holds it, or the store cannot be written.
+    Raises StoreError when another process holds it, the store cannot be written, or the file is not
+    the journal of this recording.
     """
+    with _held(root, identity) as (path, descriptor):
+        notes = Journal(path, descriptor, path.parent.name)
+        try:
+            yield notes
+        finally:
+            if notes.empty:
+                notes.remove()
+
+
+@contextmanager
+def _held(root: Path, identity: Identity) -> Iterator[tuple[Path, int]]:
+    """The journal's path and descriptor, open and locked."""
     path = _path(root, identity)
     try:
         descriptor = _locked(path)
@@ -115,16 +197,10 @@ def opened(root: Path, identity: Identity) -> Iterator[Journal]:
         ) from None
     except OSError as error:
         raise StoreError(
-            f"store {root} cannot be written ({error.strerror}: {error.filename}): name another "
-            "with --store DIR"
+            f"store {root} cannot be written ({told(error)}): {advice(error)}"
         ) from None
     try:
-        notes = Journal(path, descriptor)
-        try:
-            yield notes
-        finally:
-            if not os.fstat(descriptor).st_size:
-                notes.remove()
+        yield path, descriptor
     finally:
         os.close(descriptor)
 
@@ -134,18 +210,40 @@ def _path(root: Path, identity: Identity) -> Path:
 
 
 def _locked(path: Path) -> int:
-    while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    """Open and lock it; another process may remove it or its folders between any two calls."""
+    for attempt in range(_ATTEMPTS):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        except (FileNotFoundError, FileExistsError):
+            if attempt == _ATTEMPTS - 1:
+                raise
+            continue
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Its last holder may have removed it between the two calls.
-            if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
                 return descriptor
+        except FileNotFoundError:
+            pass
         except BaseException:
             os.close(descriptor)
             raise
         os.close(descriptor)
+    raise BlockingIOError
+
+
+def _remove(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    for folder in (path.parent, path.parent.parent):
+        try:
+            folder.rmdir()
+        except OSError:
+            return  # others are at work there
+
+
+def _line(facts: dict[str, Any]) -> bytes:
+    text = canonical(facts)
+    return sha256(text)[:16].encode() + b" " + text + b"\n"
 
 
 def _packed(arrays: Arrays) -> dict[str, Any]:

@@ -103,10 +103,11 @@ def _parse_line(line: bytes, number: int) -> Entry:
         facts = json.loads(line)
         checksum = facts.pop("checksum", None)
         schema = facts["schema"] if isinstance(facts.get("schema"), int) else SCHEMA
-    except (ValueError, AttributeError, TypeError) as error:
+        text = canonical(facts)
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise _damaged(number, str(error)) from None
     require_schema(schema)  # first: a newer schema may have another checksum
-    if checksum != sha256(canonical(facts)):
+    if checksum != sha256(text):
         raise _damaged(number, "its checksum does not fit")
     if facts.keys() != {field.name for field in fields(Entry)}:
         raise _damaged(number, "its fields are not those of this schema")

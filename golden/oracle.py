@@ -88,8 +88,12 @@ def generate(
     """Generate step by step, many prompts at a time; sequential: one prompt and token at a time.
 
     journal: what it holds is not generated again, and what is generated goes into it. Raises
-    GoldenError when the model does not choose what the journal says.
+    GoldenError when that is not of this job, or not what the model chooses.
     """
+    if journal:
+        journal.require_fits(
+            len(job.prompts), job.steps, facts.vocab_size, operations=len(facts.operations)
+        )
     collector = _Collector(job, progress, journal)
     tokens = {
         prompt: collector.known.get(prompt, ())

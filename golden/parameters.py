@@ -13,7 +13,7 @@ Names = Annotated[
     list[str] | None,
     typer.Argument(metavar="[GOLDEN]...", help="<suite> or <suite>/<arch>: context-lm/sm_89"),
 ]
-Everything = Annotated[bool, typer.Option("--all", help="every golden of every suite")]
+Everything = Annotated[bool, typer.Option("--all", help="every golden of bitassay's own suites")]
 StoreOption = Annotated[
     str | None,
     typer.Option(

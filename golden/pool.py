@@ -14,7 +14,7 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from typing import IO, Any, Protocol
 
-from .children import environment
+from .children import environment, lifeline
 from .errors import WorkerError
 from .loading import ModelFacts
 from .runners import Arrays, Job
@@ -147,22 +147,20 @@ def _end(worker: _Worker) -> str:
 def _workers(job: Job, jobs: int, threads: int) -> Iterator[list[_Worker]]:
     """Start processes, each with its job; kill and reap them all at the end."""
     with ExitStack() as stack:
-        lifeline, held = os.pipe()  # held: never written, closed when this process ends
-        stack.callback(os.close, held)
-        stack.callback(os.close, lifeline)
+        line = stack.enter_context(lifeline())
         workers = []
         for number in range(1, jobs + 1):
-            worker = _start(stack, number, lifeline, threads)
+            worker = _start(stack, number, line, threads)
             _send(worker, job, job)
             workers.append(worker)
         yield workers
 
 
-def _start(stack: ExitStack, number: int, lifeline: int, threads: int) -> _Worker:
+def _start(stack: ExitStack, number: int, line: int, threads: int) -> _Worker:
     ours, theirs = Pipe()
     errors: IO[bytes] = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115  (it is one)
     stack.callback(ours.close)
-    passed = (theirs.fileno(), lifeline)
+    passed = (theirs.fileno(), line)
     process = subprocess.Popen(
         [sys.executable, "-m", "bitassay.golden.worker", *map(str, (*passed, threads))],
         env=environment(OMP_NUM_THREADS=str(threads), OMP_WAIT_POLICY="PASSIVE"),

@@ -53,6 +53,12 @@ class Identity:
         return f"{self.suite}/{self.arch}"
 
 
+def another(key: str) -> str:
+    """Return in words that this field of an identity is not the same."""
+    words = {"prompts": "other prompts", "tokens": "another number of tokens a prompt"}
+    return words.get(key, f"another {key.replace('_', ' ')}")
+
+
 @dataclass(frozen=True)
 class Provenance:
     """Identity, plus when and with what it was recorded, which does not change what it is.

@@ -14,7 +14,7 @@ from .inputs import Inputs, load_inputs
 from .journal import Journal, discard, opened
 from .manifest import Entry
 from .pool import Crew, suitable_crew
-from .provenance import provenance_now
+from .provenance import Provenance, another, provenance_now
 from .runners import Job, Progress
 from .store import Golden, Store
 from .stream import TokenStream
@@ -85,7 +85,10 @@ def record(
     may_publish = request.accept or (old is None and request.prompts is None)
     if may_publish:
         store.require_writable(accept=True)  # before the work, not after it
+        store.require_whole_manifest()
     inputs = load_inputs(suite, arch)
+    # Now, not hours later: the commit that is noted is the one whose code runs.
+    provenance = provenance_now(inputs.identity)
     changed: tuple[str, ...] = ()
     if old:
         new_identity, old_identity = asdict(inputs.identity), asdict(old.provenance.identity)
@@ -98,11 +101,11 @@ def record(
     if old and not changed and not request.sequential:
         stream, how = _replay(job, inputs, old.stream.first(count), progress, crew)
         result = Recording(how, old, changed, None, None)
-        result = _conclude(store, inputs, stream, result, may_publish)
-        if suite.own and store.writable and result.equal:
+        result = _conclude(store, provenance, stream, result, may_publish)
+        if suite.own and not store.refusal() and result.equal:
             discard(Path(store.root), inputs.identity)
         return result
-    with _journal(store, suite, inputs, request) as journal:
+    with _journal(store, suite, inputs, request, tell) as journal:
         if journal and journal.begun:
             tell(f"{name}: going on where an earlier recording ended ({journal.begun})")
         stream = oracle.generate(
@@ -115,7 +118,7 @@ def record(
         )
         how = _generated(request, changed)
         empty = Recording(how, old, changed, None, None, kept=journal is not None)
-        result = _conclude(store, inputs, stream, empty, may_publish)
+        result = _conclude(store, provenance, stream, empty, may_publish)
         if journal and not result.kept:
             journal.remove()
         return result
@@ -136,12 +139,12 @@ def _replay(
 
 def _generated(request: Request, changed: tuple[str, ...]) -> str:
     what = "generated one token at a time" if request.sequential else "generated step by step"
-    why = ", ".join(key.replace("_", " ") for key in changed)
-    return f"{what} with the reference" + (f", as the golden is of another {why}" if why else "")
+    why = ", ".join(map(another, changed))
+    return f"{what} with the reference" + (f", as the golden is of {why}" if why else "")
 
 
 def _conclude(
-    store: Store, inputs: Inputs, stream: TokenStream, result: Recording, may_publish: bool
+    store: Store, provenance: Provenance, stream: TokenStream, result: Recording, may_publish: bool
 ) -> Recording:
     """Compare with the old golden and publish what is not equal, if it may be."""
     if result.old:
@@ -156,20 +159,37 @@ def _conclude(
         return replace(result, kept=False)
     if not may_publish:
         return result
-    entry = store.publish(stream, provenance_now(inputs.identity), accept=True)
+    entry = store.publish(stream, provenance, accept=True)
     return replace(result, published=entry, kept=False)
 
 
 @contextmanager
 def _journal(
-    store: Store, suite: Suite, inputs: Inputs, request: Request
+    store: Store,
+    suite: Suite,
+    inputs: Inputs,
+    request: Request,
+    tell: Callable[[str], None],
 ) -> Iterator[Journal | None]:
-    """The journal of a user's own model; suites are soon done."""
-    if not suite.own or request.prompts is not None or request.sequential or not store.writable:
+    """The journal of a user's own model; suites are soon done. None where nothing may be written.
+
+    Nothing will be published there either, or the request would have been refused.
+    """
+    name = inputs.identity.name
+    if not suite.own or request.prompts is not None or request.sequential:
+        yield None
+        return
+    if refusal := store.refusal():
+        tell(f"{name}: what is generated is not kept: {refusal}")
         yield None
         return
     with opened(Path(store.root), inputs.identity) as journal:
-        yield journal
+        try:
+            yield journal
+        except KeyboardInterrupt:
+            if not journal.empty:
+                tell(f"{name}: interrupted; the same command goes on from here")
+            raise
 
 
 def _read_old(store: Store, name: str, suite: Suite, request: Request) -> Golden | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -19,6 +20,7 @@ from .parameters import (
     StoreOption,
     prompts_options,
 )
+from .provenance import another
 from .store import PACKAGED, Store, find_store
 from .suites import DEFAULT_ARCHES, Suite, find_suite, own_suite, select
 from .verdicts import report
@@ -89,19 +91,14 @@ def record(
     def one(golden: str) -> int:
         suite, arch = chosen[golden]
         with progress(golden, "the reference") as meter:
-            try:
-                recording = run(target, suite, arch, request, progress=meter, tell=meter.tell)
-            except KeyboardInterrupt:
-                if suite.own:
-                    meter.tell(f"{golden}: interrupted; the same command goes on from here")
-                raise
+            recording = run(target, suite, arch, request, progress=meter, tell=meter.tell)
         return _report(golden, recording, suite)
 
     raise typer.Exit(each(list(chosen), one))
 
 
 def _require_own_store(store: Store) -> None:
-    if store.root == str(PACKAGED):
+    if Path(store.root).resolve() == PACKAGED.resolve():
         raise GoldenError(
             "bitassay's own store is for its suites: name one for your models with --store DIR"
         )
@@ -113,7 +110,7 @@ def _report(name: str, recording: Recording, suite: Suite) -> int:
     if recording.incomparable:
         say(Text(f"{name}: different: {recording.incomparable}", style="bold red"))
     for key in recording.changed:
-        say(Text(f"{name}: recorded under another {key.replace('_', ' ')}"))
+        say(Text(f"{name}: recorded with {another(key)}"))
     if recording.published:
         new = "" if recording.comparison or recording.incomparable else f"{recording.how}; "
         say(Text(f"{name}: {new}written, digest {recording.published.digest}"))

@@ -176,5 +176,8 @@ def streams(golden: Golden, chosen: list[int], decode: Decode) -> Iterator[Text]
     stream = golden.stream
     for s in chosen:
         yield Text(f"\n── {stream.prompt_names[s]}", style="bold")
-        prompt = Text(decode(stream.prompt(s)), style="dim")
-        yield prompt.append(Text(decode(stream.tokens[s].tolist()), style="not dim green"))
+        prompt, tokens = stream.prompt(s), stream.tokens[s].tolist()
+        text, whole = decode(prompt), decode(prompt + tokens)
+        # What stands between the two, a blank between ids, belongs to neither alone.
+        said = whole.removeprefix(text) if whole.startswith(text) else decode(tokens)
+        yield Text(text, style="dim").append(Text(said, style="not dim green"))

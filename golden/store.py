@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from . import files, layout, manifest
+from . import files, layout, manifest, suites
 from .errors import CorruptError, GoldenError, MissingError, OutdatedError, StoreError
 from .manifest import MANIFEST, Entry
 from .provenance import ROOM, SCHEMA, Confirmation, Provenance, in_checkout
@@ -51,14 +51,20 @@ class Store:
         """What to add to a command so that it means this store; empty for the usual one."""
         return "" if self.root == str(PACKAGED) else f" --store {shlex.quote(self.root)}"
 
-    def entries(self) -> dict[str, Entry]:
-        """Return what the manifest says, by name; MissingError when there is no store."""
+    def entries(self, wanted: str = "") -> dict[str, Entry]:
+        """Return what the manifest says, by name; MissingError when there is no store.
+
+        wanted: the golden looked for, if any; the error says how to record it.
+        """
         try:
             data = files.read_file(self.root, MANIFEST)
         except (FileNotFoundError, NotADirectoryError):
+            make = f"bitassay record --all --accept{self.option}"
+            if wanted:
+                make = self._recording(wanted)
             raise MissingError(
                 f"no store at {self.root} (no {MANIFEST}): name one with --store or "
-                f"BITASSAY_STORE, or make it with: bitassay record --all --accept{self.option}"
+                f"BITASSAY_STORE, or make it with: {make}"
             ) from None
         except OSError as error:
             raise StoreError(f"store {self.root} cannot be read: {error}") from None
@@ -67,12 +73,12 @@ class Store:
 
     def entry(self, name: str) -> Entry:
         """Return what the manifest says of a golden; MissingError when it has none."""
-        entries = self.entries()
+        entries = self.entries(name)
         if name not in entries:
             known = ", ".join(entries) or "none"
             raise MissingError(
                 f"no golden {name} in store {self.root} (it has {known}): record it with: "
-                f"bitassay record {name} --accept{self.option}"
+                f"{self._recording(name)}"
             )
         return entries[name]
 
@@ -97,13 +103,28 @@ class Store:
         """Raise StoreError unless writing was accepted, outside CI, to a store open for writing."""
         if not accept:
             raise StoreError(f"store {self.root} is written only with --accept")
+        if refusal := self.refusal():
+            raise StoreError(refusal)
+
+    def refusal(self) -> str:
+        """Return why nothing may be written here, and what to do; empty where it may be."""
         if os.environ.get("CI"):
-            raise StoreError(
+            return (
                 "CI is set in the environment, and a store is never written there: review the "
                 "difference and run with --accept elsewhere"
             )
-        if not self.writable or (Path(self.root).exists() and not os.access(self.root, os.W_OK)):
-            raise StoreError(f"store {self.root} is read-only: name another with --store DIR")
+        root = Path(self.root).absolute()
+        there = next(path for path in (root, *root.parents) if path.exists())
+        if self.writable and not there.is_dir():
+            return f"store {self.root}: {there} is no directory: name another with --store DIR"
+        if not self.writable or not os.access(there, os.W_OK | os.X_OK):
+            return f"store {self.root} is read-only: name another with --store DIR"
+        return ""
+
+    def require_whole_manifest(self) -> None:
+        """Raise StoreError when there is a manifest that publishing could not add to."""
+        if (Path(self.root) / MANIFEST).exists():
+            self.entries()
 
     def publish(self, stream: TokenStream, provenance: Provenance, *, accept: bool) -> Entry:
         """Write a golden and return its entry; what is already there and whole stays as it is.
@@ -154,7 +175,7 @@ class Store:
         if entry.schema < SCHEMA:
             raise OutdatedError(
                 f"recorded with schema {entry.schema}, this build reads schema {SCHEMA}: record it "
-                f"again with: bitassay record {entry.name} --accept{self.option}"
+                f"again with: {suites.recording(entry.name, accept=True, option=self.option)}"
             )
 
         def read(path: str) -> bytes:
@@ -172,6 +193,11 @@ class Store:
         if (described := replace(described, confirmed=entry.confirmed)) != entry:
             raise CorruptError(f"its manifest line says {entry}, its content {described}")
         return Golden(entry, stream, replace(provenance, confirmed=entry.confirmed))
+
+    def _recording(self, name: str) -> str:
+        """The command that records what is missing: of a user's own model, a new one is written."""
+        own = name.partition("/")[0] not in suites.SUITES
+        return suites.recording(name, accept=not own, option=self.option)
 
     def _whole(self, entry: Entry) -> bool:
         try:
@@ -192,8 +218,7 @@ class Store:
 
     def _unwritable(self, error: OSError) -> StoreError:
         return StoreError(
-            f"store {self.root} cannot be written ({error.strerror}: {error.filename}): name "
-            "another with --store DIR"
+            f"store {self.root} cannot be written ({files.told(error)}): {files.advice(error)}"
         )
 
     @contextmanager

@@ -32,6 +32,7 @@ class Suite:
         return [f"{self.name}/{arch}" for arch in self.arches]
 
 
+MOST_TOKENS = 1 << 24  # for each prompt: as many positions as any model here may have
 DEFAULT_ARCHES = ("sm_89", "sm_90")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -61,9 +62,11 @@ def own_suite(
 ) -> Suite:
     """Return the suite of a user's own model; its name is the directory's unless one is given.
 
-    Raises GoldenError for a name that is not fit for a folder or is a built-in suite's, and for
-    an unknown architecture.
+    Raises GoldenError for a name that is not fit for a folder or is a built-in suite's, for an
+    unknown architecture, and for more tokens than anyone will wait for.
     """
+    if tokens > MOST_TOKENS:
+        raise GoldenError(f"--max-tokens: expected at most {MOST_TOKENS:,}, found {tokens:,}")
     name = model.resolve().name if name is None else name
     if not _NAME.fullmatch(name) or name.endswith(".jsonl"):
         raise GoldenError(
@@ -75,6 +78,19 @@ def own_suite(
     for arch in arches:
         _require_arch(arch)
     return Suite(name, model, prompts, tokens, tuple(dict.fromkeys(arches)), own=True)
+
+
+def recording(golden: str, *, accept: bool, option: str = "", tokens: int | None = None) -> str:
+    """Return the command that records a golden; option: what names its store, with a blank before.
+
+    tokens: of a user's own model, N where unknown. Its directory and prompts are in no table.
+    """
+    name, _, arch = golden.partition("/")
+    what = golden
+    if name not in SUITES:
+        of = "" if not arch else f" --name {name} --arch {arch}"
+        what = f"--model DIR --prompts FILE --max-tokens {tokens or 'N'}{of}"
+    return f"bitassay record {what}{' --accept' if accept else ''}{option}"
 
 
 def select(names: list[str], everything: bool) -> list[str]:

@@ -95,7 +95,8 @@ def _replay(model: Reference, job: Job, task: Task, prompts: Sequence[Tokens]) -
         if task.binding and tuple(own["tokens"].tolist()) != recorded:
             raise GoldenError(
                 f"prompt {job.prompt_names[prompt]}: the model does not choose the tokens noted "
-                "when this recording was begun: remove its journal and begin again"
+                "when this recording was begun: delete its journal, below .work in the store, and "
+                "begin again"
             )
     return arrays
 

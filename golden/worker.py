@@ -6,10 +6,8 @@ that nobody writes, which ends when the parent does, however it ends; then this 
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
-import threading
 import traceback
 from multiprocessing.connection import Connection
 
@@ -17,6 +15,7 @@ import torch
 
 from bitassay.reference.checkpoint import load_checkpoint
 
+from .children import end_with_parent
 from .errors import GoldenError
 from .loading import Reference, load_reference
 from .runners import Job
@@ -43,14 +42,9 @@ def _serve(connection: Connection) -> None:
         connection.send((FINISHED, arrays))
 
 
-def _end_with_parent(lifeline: int) -> None:
-    os.read(lifeline, 1)
-    os._exit(1)
-
-
 def _main(descriptor: int, lifeline: int, threads: int) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
-    threading.Thread(target=_end_with_parent, args=(lifeline,), daemon=True).start()
+    end_with_parent(lifeline)
     torch.set_num_threads(threads)
     connection = Connection(descriptor)
     try:

@@ -138,3 +138,12 @@ def _check_lengths(x: Inputs, max_query_len: int | None, max_seq_len: int | None
     room = x.block_tables.shape[1] * x.k_cache.shape[1]
     if int(keys.max()) > room:
         raise ValueError(f"seq_lens: {int(keys.max())} keys, the block table holds {room}")
+    blocks, size = x.k_cache.shape[:2]
+    for r, length in enumerate(keys.tolist()):
+        used = x.block_tables[r, : -(-length // size)]
+        outside = (used < 0) | (used >= blocks)
+        if outside.any():
+            raise ValueError(
+                f"block_tables: sequence {r} needs blocks of the cache, the cache "
+                f"has {blocks}, found {int(used[outside][0])}"
+            )

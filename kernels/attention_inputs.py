@@ -11,6 +11,7 @@ from torch import Tensor
 from ..reference.contract import Contract
 from ..reference.polynomials import SOFTMAX_SCALE
 from . import launch
+from .checks import adjacent
 
 
 @dataclass(frozen=True)
@@ -111,5 +112,5 @@ class Inputs:
                 raise ValueError(
                     f"{name}: expected int32 {list(shape)}, found {table.dtype} {list(table.shape)}"
                 )
-            if table.numel() > 1 and table.stride(-1) != 1:
+            if not adjacent(table):
                 raise ValueError(f"{name}: expected adjacent entries: make it contiguous")

@@ -10,20 +10,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from . import elementary
+from .elementary import exp2_nonpositive
 from .tree import tree_sum
 
 _MINUS_INFINITY = tl.constexpr(float("-inf"))
 _SEQUENCES = tl.constexpr(256)  # looked through at a time when a tile searches its sequence
-
-
-@triton.jit
-def _weight(x):
-    """Return exp2(x) of x <= 0 or NaN: no difference from a maximum reaches its upper limit."""
-    z = x + elementary._MAGIC
-    f = x - (z - elementary._MAGIC)
-    p = elementary._times_power(elementary._horner(f, elementary._EXP2, 6), z)
-    return tl.where(x < -126.0, 0.0, p)
 
 
 @triton.jit
@@ -99,9 +90,9 @@ def _step(
         t = tl.where(key[None, :] <= position[:, None], t, _MINUS_INFINITY)
     highest = tl.maximum(m, tl.max(t, 1))  # NaN loses to numbers
     base = tl.where(highest > _MINUS_INFINITY, highest, 0.0)  # -inf - -inf would be NaN
-    p = _weight(t - base[:, None])  # RN the difference
-    keep = _weight(m - base)
-    den = tl.fma(den, keep, tree_sum(p))
+    p = exp2_nonpositive(t - base[:, None])  # RN the difference
+    keep = exp2_nonpositive(m - base)
+    den = tl.fma(den, keep, tree_sum(p))  # RN
     v = tl.load(v_ptrs, mask=inside[:, None], other=0.0) if MASKED else tl.load(v_ptrs)
     acc = tl.dot(p.to(v.dtype), v, acc * keep[:, None])  # RN: p, and acc * keep, which is c
     return highest, den, acc
@@ -150,9 +141,9 @@ def fold(total_m, total_den, total_acc, m, den, acc):
     """
     highest = tl.maximum(total_m, m)
     base = tl.where(highest > _MINUS_INFINITY, highest, 0.0)
-    old, new = _weight(total_m - base), _weight(m - base)
+    old, new = exp2_nonpositive(total_m - base), exp2_nonpositive(m - base)
     total_den = tl.fma(total_den, old, den * new)  # RN the product, RN the rest
-    total_acc = tl.fma(total_acc, old[:, None], acc * new[:, None])
+    total_acc = tl.fma(total_acc, old[:, None], acc * new[:, None])  # RN, RN
     return highest, total_den, total_acc
 
 

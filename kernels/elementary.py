@@ -51,8 +51,16 @@ def exp2(x):
 
 
 @triton.jit
+def exp2_nonpositive(x):
+    """Return exp2 of x <= 0 or NaN: without the upper limit, which it does not reach."""
+    z = x + _MAGIC
+    r = _times_power(_horner(x - (z - _MAGIC), _EXP2, 6), z)
+    return tl.where(x < -126.0, 0.0, r)
+
+
+@triton.jit
 def exp(x):
-    """Return e**x for x <= 0: +0 where the result would not be normal."""
+    """Return e**x for x <= 0: +0 where n < -126, that is below about -87.683."""
     z = tl.fma(x, _LOG2E, _MAGIC)
     n = z - _MAGIC
     r = tl.fma(n, _MINUS_LN2_HI, x)

@@ -23,10 +23,10 @@ from .tree import tree_sum
 
 @dataclass
 class _Partial:
-    """The softmax's running state of R rows: highest score [R], sum [R], weighted values [R, D]."""
+    """The state of R rows' softmax: highest score m [R], sum den [R], values acc [R, D]."""
 
-    highest: Tensor
-    total: Tensor
+    m: Tensor
+    den: Tensor
     acc: Tensor
 
     @classmethod
@@ -56,7 +56,7 @@ def attention(  # [T, Hq, D], [S, Hkv, D], [S, Hkv, D] -> [T, Hq, D]
         mine = slice(head * group, (head + 1) * group)
         queries = q[:, mine].reshape(-1, head_dim)
         sums = _splits(queries, k[:, head], v[:, head], last_key, contract)
-        result = sums.acc / sums.total[:, None] + 0.0  # RN; -0 to +0
+        result = sums.acc / sums.den[:, None] + 0.0  # RN; -0 to +0
         out[:, mine] = round_to(result, v.dtype).view(rows, group, head_dim)  # RN
     return out
 
@@ -88,18 +88,18 @@ def paged_attention(
 
 def _splits(q: Tensor, k: Tensor, v: Tensor, last_key: Tensor, contract: Contract) -> _Partial:
     """Fold the partial sums of all splits, ascending; last_key [R] is the last a row may see."""
-    total = _Partial.empty(q)
+    whole = _Partial.empty(q)
     for first in range(0, len(k), contract.key_split):
         keys = slice(first, first + contract.key_split)
         rows = (last_key >= first).nonzero()[:, 0]  # the others see nothing of this split
         part = _blocks(q[rows], k[keys], v[keys], last_key[rows] - first, contract)
-        old = total.highest[rows]
-        highest = torch.fmax(old, part.highest)
-        before, new = _weight(old, highest), _weight(part.highest, highest)
-        total.highest[rows] = highest
-        total.total[rows] = fma(total.total[rows], before, part.total * new)  # RN, RN
-        total.acc[rows] = fma(total.acc[rows], before[:, None], part.acc * new[:, None])  # RN, RN
-    return total
+        old = whole.m[rows]
+        highest = torch.fmax(old, part.m)
+        before, new = _weight(old, highest), _weight(part.m, highest)
+        whole.m[rows] = highest
+        whole.den[rows] = fma(whole.den[rows], before, part.den * new)  # RN, RN
+        whole.acc[rows] = fma(whole.acc[rows], before[:, None], part.acc * new[:, None])  # RN, RN
+    return whole
 
 
 def _blocks(q: Tensor, k: Tensor, v: Tensor, last_key: Tensor, contract: Contract) -> _Partial:
@@ -117,22 +117,22 @@ def _blocks(q: Tensor, k: Tensor, v: Tensor, last_key: Tensor, contract: Contrac
     keep, sums = _weight(before, highest), tree_sum(p)  # p unrounded here
     p = round_to(p, v.dtype)  # RN: for the tensor core
     state = _Partial.empty(q)
-    state.highest = highest[:, -1]
+    state.m = highest[:, -1]
     for block in range(count):
         keys = slice(block * size, min(block * size + size, len(k)))
         # A block of which a row sees nothing would not change it.
         rows = (last_key >= keys.start).nonzero()[:, 0]
         kept = keep[rows, block]
-        state.total[rows] = fma(state.total[rows], kept, sums[rows, block])  # RN
+        state.den[rows] = fma(state.den[rows], kept, sums[rows, block])  # RN
         acc = state.acc[rows] * kept[:, None]  # RN
         weights = p[rows, block, : keys.stop - keys.start]
-        state.acc[rows] = matmul(weights, v[keys], acc, arch=contract.arch)
+        state.acc[rows] = matmul(weights, v[keys], acc, arch=contract.arch)  # the tensor core's RZ
     return state
 
 
 def _weight(old: Tensor, new: Tensor) -> Tensor:
     """Return what a sum is multiplied by when the highest score rises from old to new."""
-    return exp2(old - _finite(new))
+    return exp2(old - _finite(new))  # RN the difference
 
 
 def _finite(highest: Tensor) -> Tensor:

@@ -80,9 +80,9 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     from tokenizers import Tokenizer  # here, so that the weights alone can be read without it
 
     file = Path(path) / "tokenizer.json"
-    content = json.dumps(_read_object(file))
+    content = _read_object(file)
     try:
-        return Tokenizer.from_str(content)
+        return Tokenizer.from_str(json.dumps(content))
     except Exception as error:  # the package raises bare Exception
         raise CheckpointError(
             f"{file}: expected a tokenizer of the package tokenizers, found one it cannot read "
@@ -205,7 +205,7 @@ def _read_object(file: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{file}: expected a JSON object, found no such file: name a complete model directory"
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{file}: expected a JSON object, found what cannot be read ({error}): restore the file"
         ) from error
@@ -234,7 +234,13 @@ def _refuse_non_finite(folder: Path, name: str, tensor: Tensor) -> None:
 
 
 def _canonical(value: object) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+    try:
+        return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+    except RecursionError as error:  # writing takes a few levels more than reading
+        raise CheckpointError(
+            f"config.json, tokenizer.json: expected JSON of few levels, found too many ({error}): "
+            "restore the files"
+        ) from error
 
 
 def _digest(config: dict[str, Any], tensors: dict[str, Tensor]) -> str:

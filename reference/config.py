@@ -215,6 +215,12 @@ def _rope(checkpoint: Checkpoint) -> tuple[float, Llama3Scaling | None]:
 
 
 def _check(checkpoint: Checkpoint, config: ModelConfig) -> None:
+    if config.num_layers > len(checkpoint.tensors):  # before that many names are made
+        raise _unfit(
+            checkpoint,
+            "num_hidden_layers to be no more than there are tensors",
+            f"{config.num_layers} layers, {len(checkpoint.tensors)} tensors",
+        )
     if config.head_dim not in _HEAD_SIZES:
         raise _unfit(checkpoint, "head_dim 64 or 128", str(config.head_dim))
     if config.num_heads % config.num_kv_heads:

@@ -30,14 +30,14 @@ def exp2(x: Tensor) -> Tensor:
 
 
 def exp(x: Tensor) -> Tensor:
-    """Return e**x in fp32 for x <= 0: +0 where the result would be far below normal, NaN for NaN.
+    """Return e**x in fp32 for x <= 0: +0 below about -87.683 (where n < -126), NaN for NaN.
 
     x: fp32, any shape.
     """
-    z = fma(x, _constant(x, LOG2E), _constant(x, MAGIC))
+    z = fma(x, _constant(x, LOG2E), _constant(x, MAGIC))  # RN to an integer, as in exp2
     n = z - MAGIC
-    rest = fma(n, _constant(x, -LN2_HI), x)
-    rest = fma(n, _constant(x, -LN2_LO), rest)
+    rest = fma(n, _constant(x, -LN2_HI), x)  # RN
+    rest = fma(n, _constant(x, -LN2_LO), rest)  # RN
     result = _horner(EXP, rest) * _power_of_two(z)  # RN
     return canonical_nan(torch.where(n < -126.0, 0.0, result))
 
@@ -47,9 +47,9 @@ def log(x: Tensor) -> Tensor:
     exponent = bits(x) - _SQRT_HALF >> 23
     t = (bits(x) - (exponent << 23)).view(torch.float32) - 1.0  # exact
     k = exponent.float()
-    result = fma(t * t, _horner(LOG1P, t), t)
-    result = fma(k, _constant(x, LN2_LO), result)
-    return fma(k, _constant(x, LN2_HI), result)
+    result = fma(t * t, _horner(LOG1P, t), t)  # RN the square, RN the rest
+    result = fma(k, _constant(x, LN2_LO), result)  # RN
+    return fma(k, _constant(x, LN2_HI), result)  # RN
 
 
 def silu(x: Tensor) -> Tensor:

@@ -24,6 +24,8 @@ from .generation import Generator, KVCache, Observe
 from .linear import Weight, linear, lm_head, prepare
 from .norm import add_rms_norm, rms_norm
 
+__all__ = ["CausalLM", "KVCache", "LlamaForCausalLM", "Qwen3ForCausalLM", "load_model"]
+
 # A prepared weight takes three times the memory and pays off where rows are few.
 _PREPARED_ELEMENTS = 1 << 27
 

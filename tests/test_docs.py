@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from bitassay.golden.compare import compare
 from bitassay.golden.store import find_store
 from bitassay.golden.stream import ARRAYS
 from bitassay.golden.suites import SUITES
@@ -97,6 +98,21 @@ def test_readme_shows_a_stream_of_the_store():
     ids = [*stream.prompt(prompt), *stream.tokens[prompt].tolist()]
     said = tokenizer.decode(ids, skip_special_tokens=False)
     assert shown[3].rstrip().splitlines() == [line.rstrip() for line in said.rstrip().splitlines()]
+
+
+def test_readme_says_how_the_architectures_differ():
+    """The example of a difference is that between the two goldens of llama-pico."""
+    readme = (ROOT / "README.md").read_text()
+    hopper, ada = (find_store().read(f"llama-pico/{arch}").stream for arch in ("sm_90", "sm_89"))
+    found = compare(hopper, ada)
+    names = ("tokens", "logits", "fingerprints")
+    counts = ", ".join(f"{getattr(found.different, name):,} {name}" for name in names)
+    assert f"{found.different.streams} of 64 streams differ; different: {counts}" in readme
+    first = found.differences[0]
+    name = f"{hopper.prompt_names[first.prompt]}, token {first.step}: {first.operations[0]} differs"
+    assert name in readme
+    apart = (hopper.tokens != ada.tokens).any(1).sum()
+    assert f"of these 64 streams, {apart} part ways" in readme
 
 
 def test_every_nox_session_is_described():

@@ -189,7 +189,8 @@ def test_a_stale_contract_is_refused(folder, run, monkeypatch):
     assert (status, out) == (2, "")
     assert f"golden tiny/sm_90 was recorded under contract {CONTRACT_VERSION} (" in err
     assert f"this build has contract {CONTRACT_VERSION + 1} (" in err
-    assert 'run "bitassay record tiny/sm_90" and review the difference' in err
+    command = f"bitassay record tiny/sm_90 --store {folder / 'store'}"
+    assert f'run "{command}" and review the difference' in err
 
 
 def test_another_model_is_refused(folder, run):
@@ -217,7 +218,7 @@ def test_other_prompts_are_refused(folder, run):
     path.write_text(path.read_text().replace("import os", "import re"))
     status, _, err = run("check", "tiny/sm_90")
     assert status == 2
-    assert "was recorded with another prompts (" in err
+    assert "was recorded with other prompts (" in err
 
 
 def test_another_length_is_refused(folder, run, monkeypatch):

@@ -18,6 +18,7 @@ def test_every_command_has_help_with_an_example(run, command):
     assert status == 0
     assert f"Example: bitassay {command} " in out
     assert command in run("--help")[1]
+    assert "2 could not check, 130 interrupted" in " ".join(run("--help")[1].split())
 
 
 def test_version(run):

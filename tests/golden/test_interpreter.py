@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bitassay.golden import interpreter
+from bitassay.kernels.emulation import ARCHES
 
 
 @pytest.mark.parametrize("arch", ["sm_89", "sm_90"])
@@ -23,6 +24,18 @@ def test_a_process_that_emulates_another_architecture_is_refused(folder, run, mo
     assert (status, out) == (2, "")
     assert "kernels in the interpreter as sm_89 ended with status 1" in err
     assert "sm_90" in err
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_86"])
+def test_an_architecture_that_is_not_emulated_is_refused_at_once(folder, run, monkeypatch, arch):
+    assert interpreter.EMULATED == ARCHES
+    prompts, target = str(folder / "prompts.jsonl"), str(folder / "own")
+    options = ["--model", str(folder / "model"), "--prompts", prompts, "--store", target]
+    assert run("record", *options, "--max-tokens", "2", "--arch", arch)[0] == 0
+    monkeypatch.setattr(interpreter, "_environment", None)  # no process is started
+    status, out, err = run("check", f"model/{arch}", *options, "--with", "interpreter")
+    assert (status, out) == (2, "")
+    assert f"cannot run as {arch} in the interpreter, which emulates sm_89 and sm_90: use" in err
 
 
 def test_a_process_that_cannot_start_is_told(folder, run, monkeypatch):

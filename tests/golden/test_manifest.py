@@ -54,6 +54,14 @@ def test_any_cut_but_between_lines_is_refused(entries):
                 manifest.parse(data[:length])
 
 
+def test_deep_nesting_is_damage():
+    with pytest.raises(CorruptError, match="line 1 is damaged .*recursion"):
+        manifest.parse(b"[" * 100_000 + b"\n")
+    for depth in range(900, 1001):  # writing again takes a level more than reading
+        with pytest.raises(CorruptError, match="line 1 is damaged"):
+            manifest.parse(b'{"a":' * depth + b"1" + b"}" * depth + b"\n")
+
+
 def test_disorder_and_repetition_are_refused(entries):
     first, second = manifest.render(entries).splitlines(keepends=True)
     for lines in (second + first, first + first + second):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -58,7 +59,8 @@ def test_it_is_recorded_for_both_architectures_checked_listed_and_shown(run, opt
     status, out, _ = run("show", "my-model/sm_89", "--prompt", "p1", *target)
     assert status == 0
     stream = Store(target[1]).read("my-model/sm_89").stream
-    assert "── p1\n" + " ".join(map(str, stream.prompt(1))) in out
+    ids = stream.prompt(1) + stream.tokens[1].tolist()
+    assert "── p1\n" + " ".join(map(str, ids)) in out
     assert run("check", "my-model/sm_90", *options)[0] == 2
 
 
@@ -108,13 +110,30 @@ def test_the_store_of_the_suites_takes_no_other_models(run, options, monkeypatch
     assert "bitassay's own store is for its suites: name one for your models" in err
 
 
+@pytest.mark.parametrize("spelt", ["link", "store/", "store/../store", "inner"])
+def test_the_store_of_the_suites_is_known_by_any_path(run, options, tmp_path, monkeypatch, spelt):
+    packaged = tmp_path / "store"
+    packaged.mkdir()
+    monkeypatch.setattr("bitassay.golden.record_command.PACKAGED", packaged)
+    (tmp_path / "link").symlink_to(packaged)
+    (tmp_path / "inner").symlink_to("link")
+    for way in ("option", "variable"):
+        root = f"{tmp_path}/{spelt}"
+        monkeypatch.setenv("BITASSAY_STORE", root)
+        given = ["--store", root] if way == "option" else []
+        status, out, err = run("record", *options[:-2], *given, *tokens())
+        assert (status, out) == (2, "")
+        assert "bitassay's own store is for its suites" in err
+    assert list(packaged.iterdir()) == []
+
+
 def test_a_different_one_needs_accept_and_keeps_what_was_generated(run, options, own, monkeypatch):
     assert run("record", *options, *tokens(), "--arch", "sm_90")[0] == 0
     before = Store(options[-1]).entry("my-model/sm_90")
     change(own)
     status, out, _ = run("record", *options, *tokens(), "--arch", "sm_90")
     assert status == 1
-    assert "recorded under another model" in out
+    assert "recorded with another model" in out
     assert "nothing was written; to replace it: the same command with --accept (what was" in out
     assert Store(options[-1]).entry("my-model/sm_90") == before
     assert len(list(Path(options[-1]).glob(".work/*/journal"))) == 1
@@ -143,8 +162,63 @@ def test_nothing_is_written_under_ci(run, options, monkeypatch):
     monkeypatch.setenv("CI", "1")
     status, _, err = run("record", *options, *tokens())
     assert status == 2
-    assert err.count("CI is set") == 2
+    assert err.count("CI is set") == 1  # for both architectures
     assert not Path(options[-1]).exists()
+
+
+@pytest.mark.parametrize("why", ["CI", "read-only", "URL"])
+def test_where_nothing_may_be_written_a_difference_is_told_all_the_same(
+    run, options, own, monkeypatch, why
+):
+    assert run("record", *options, *tokens(), "--arch", "sm_90")[0] == 0
+    change(own)
+    before = sorted(Path(options[-1]).rglob("*"))
+    if why == "CI":
+        monkeypatch.setenv("CI", "1")
+    elif why == "read-only":
+        monkeypatch.setattr("os.access", lambda path, mode, **_: not mode & os.W_OK)
+    else:
+        options[-1] = f"file://{options[-1]}"
+    status, out, err = run("record", *options, *tokens(), "--arch", "sm_90")
+    assert status == 1
+    assert "my-model/sm_90: different" in out
+    assert "(what was generated is kept" not in out
+    assert "my-model/sm_90: what is generated is not kept: " in err
+    assert ("CI is set" if why == "CI" else "is read-only") in err
+    assert sorted(Path(options[-1].removeprefix("file://")).rglob("*")) == before
+    assert run("record", *options, *tokens(), "--arch", "sm_90", "--accept")[0] == 2
+
+
+def test_a_damaged_manifest_is_noticed_before_the_work(run, options, monkeypatch):
+    assert run("record", *options, *tokens(), "--arch", "sm_90")[0] == 0
+    manifest = Path(options[-1], "manifest.jsonl")
+    manifest.write_bytes(manifest.read_bytes()[:-9])
+    monkeypatch.setattr("bitassay.golden.record.load_inputs", None)  # the work does not begin
+    status, out, err = run("record", *options, *tokens(), "--arch", "sm_90", "--accept")
+    assert (status, out) == (2, "")
+    assert "manifest.jsonl: " in err
+    assert "restore it from git" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("noted", [0, 2])
+@pytest.mark.parametrize("kept", [True, False])
+def test_an_interrupt_says_whether_anything_is_kept(run, options, monkeypatch, noted, kept):
+    append, left = journal.Journal._append, [noted]
+
+    def interrupted(self, facts):
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        append(self, facts)
+
+    monkeypatch.setattr(journal.Journal, "_append", interrupted)
+    if not kept:
+        monkeypatch.setattr("bitassay.golden.oracle.run", raises(KeyboardInterrupt))
+    status, _, err = run("record", *options, *tokens(), "--arch", "sm_90")
+    assert status == 130
+    assert ("the same command goes on from here" in err) == (kept and noted > 0)
+    assert list(Path(options[-1]).glob(".work/*")) == [] or (kept and noted > 0)
 
 
 def test_the_quick_form_publishes_nothing(run, options):
@@ -169,6 +243,12 @@ def test_another_model_or_length_is_not_checked(run, options, own):
     status, _, err = run("check", "my-model/sm_90", *options)
     assert status == 2
     assert "was recorded with another model (" in err
+    again = "record --model DIR --prompts FILE --max-tokens 5 --name my-model --arch sm_90 --store"
+    assert f'run "bitassay {again} {options[-1]}" and review' in err
+    status, _, err = run("check", "other/sm_90", *options)
+    assert status == 2
+    assert "record it with: bitassay record --model DIR --prompts FILE" in err
+    assert f"--name other --arch sm_90 --store {options[-1]}" in err
 
 
 def test_a_journal_left_by_a_kill_after_publishing_is_cleared_away(run, options, own, folder):
@@ -252,7 +332,26 @@ def test_a_model_without_a_tokenizer_takes_prompts_as_ids(run, own, tmp_path):
     prompts.write_text('{"id": "a", "text": "x"}\n')
     status, _, err = run("record", *options, *tokens())
     assert status == 2
-    assert "tokenizer.json" in err
+    assert err.count('has no tokenizer.json to encode it: add that file, or give "token_ids"') == 1
+
+
+def test_absurd_sizes_are_refused_at_once(run, options, own, tmp_path):
+    status, _, err = run("record", *options, *tokens(2**24 + 1))
+    assert status == 2
+    assert "--max-tokens: expected at most 16,777,216, found 16,777,217" in err
+    options[1] = str(write_tiny_llama(tmp_path / "deep"))
+    config = json.loads(Path(options[1], "config.json").read_text())
+    Path(options[1], "config.json").write_text(json.dumps(config | {"num_hidden_layers": 10**12}))
+    status, _, err = run("record", *options, *tokens())
+    assert status == 2
+    assert "num_hidden_layers to be no more than there are tensors; found 1000000000000 l" in err
+
+
+def raises(error: type[BaseException]):
+    def function(*arguments, **options):
+        raise error
+
+    return function
 
 
 def change(model: Path) -> None:

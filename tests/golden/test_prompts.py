@@ -23,6 +23,12 @@ from bitassay.reference.checkpoint import load_tokenizer
         ('{"id": "a", "token_ids": [1, true]}', 'line 1: expected "text" or a list'),
         ('{"id": "a", "token_ids": [1, 2.0]}', 'line 1: expected "text" or a list'),
         ('{"id": "a", "text": "x"}\n' * 2, "id 'a' stands there more than once"),
+        ('{"id": "a", "text": "x", "token_ids": [1]}', "line 1: .*found both: leave one out"),
+        ('{"id": "a", "text": "x", "text": "y"}', "line 1 .*'text' stands there more than once"),
+        ('{"id": "a", "text": "x", "of": {"b": 1, "b": 2}}', "key 'b' stands there more than once"),
+        ('{"id": "a", "text": "\\ud800 x"}', "line 1: text holds half a surrogate pair"),
+        ('{"id": "\\udc00", "text": "x"}', "line 1: id holds half a surrogate pair"),
+        ('{"id": "a", "text": ' + "[" * 100_000, "line 1 is not JSON: .*recursion"),
     ],
 )
 def test_an_unfit_file_is_refused(tmp_path, content, message):
@@ -30,6 +36,25 @@ def test_an_unfit_file_is_refused(tmp_path, content, message):
     path.write_text(content)
     with pytest.raises(PromptError, match=message):
         load_prompts(path)
+
+
+def test_text_that_is_not_utf_8_is_refused(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_bytes(b'{"id": "a", "text": "x"}\n{"id": "b", "text": "\xff"}\n')
+    with pytest.raises(PromptError, match="line 2 is not UTF-8 .*byte 21.*: save the file as"):
+        load_prompts(path)
+
+
+def test_lines_end_at_newlines_alone(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    text = "a\u2028b\u2029c\u0085d \U0001f600"
+    lines = [
+        json.dumps({"id": "escaped", "text": text}),
+        json.dumps({"id": "x", "text": text}, ensure_ascii=False),
+    ]
+    path.write_bytes("\r\n\n".join(lines).encode())
+    prompts, _ = load_prompts(path)
+    assert prompts == [Prompt("escaped", text), Prompt("x", text)]
 
 
 def test_a_missing_file_is_refused(tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
-from bitassay.golden import oracle, suites
+from bitassay.golden import oracle, record, suites
 from bitassay.golden.compare import compare
 from bitassay.golden.errors import GoldenError
 from bitassay.golden.inputs import load_inputs
@@ -93,7 +93,7 @@ def test_different_is_status_1_and_writes_nothing(folder, run):
     assert "of 6 streams differ" in out
     assert "lm_head differs (first in running order)" in out
     assert "(generated step by step with the reference, as the golden is of another model)" in out
-    assert "recorded under another model" in out
+    assert "recorded with another model" in out
     assert "to replace it: bitassay record tiny/sm_90 --accept" in out
     assert files(folder) == before
 
@@ -113,7 +113,7 @@ def test_other_prompts_cannot_be_compared_and_are_different(folder, run):
     status, out, _ = run("record", "tiny/sm_89")
     assert status == 1
     assert "the two streams continue different prompts" in out
-    assert "recorded under another prompts" in out
+    assert "recorded with other prompts" in out
     assert run("record", "tiny/sm_89", "--accept")[0] == 0
     assert run("check", "tiny/sm_89")[0] == 0
 
@@ -124,7 +124,7 @@ def test_equal_bits_under_another_contract_are_not_equal(folder, run, monkeypatc
     status, out, _ = run("record", "tiny/sm_89")
     assert status == 1
     assert "tiny/sm_89: equal (generated step by step" in out
-    assert "recorded under another contract" in out
+    assert "recorded with another contract" in out
 
 
 def test_missing_without_accept_is_status_2(folder, run):
@@ -243,7 +243,7 @@ def test_another_length_is_told_and_generated(folder, run, monkeypatch):
     monkeypatch.setattr(suites, "SUITES", {"tiny": longer})
     status, out, _ = run("record", "tiny/sm_89")
     assert status == 1
-    assert "recorded under another tokens" in out
+    assert "recorded with another number of tokens a prompt" in out
     assert "differ in steps: expected 7, found 8" in out
 
 
@@ -280,3 +280,20 @@ def swap_lm_head(model: Path) -> None:
     tensors = load_file(model / "model.safetensors")
     tensors["lm_head.weight"][:, :2] = tensors["lm_head.weight"][:, [1, 0]]
     save_file(tensors, model / "model.safetensors")
+
+
+def test_the_commit_noted_is_that_of_the_start(folder, run, monkeypatch):
+    """A recording may take hours, and the checkout may move on meanwhile."""
+    order = []
+
+    def noted(name, function):
+        def call(*args, **kwargs):
+            order.append(name)
+            return function(*args, **kwargs)
+
+        return call
+
+    monkeypatch.setattr(record, "provenance_now", noted("noted", record.provenance_now))
+    monkeypatch.setattr(oracle, "generate", noted("generated", oracle.generate))
+    assert run("record", "tiny/sm_90", "--sequential")[0] == 0
+    assert order == ["noted", "generated"]

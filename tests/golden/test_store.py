@@ -110,8 +110,35 @@ def test_no_store_and_no_golden_are_told_apart(kept, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(MissingError, match="no store"):
         Store(str(tmp_path / "file")).entries()
-    with pytest.raises(MissingError, match=r"no golden x/sm_90 .*it has made-up/sm_90.*record x"):
+    with pytest.raises(MissingError, match=r"no golden x/sm_90 .*it has made-up/sm_90.*record it"):
         kept.read("x/sm_90")
+
+
+def test_the_command_that_is_advised_can_work(kept, tmp_path, provenance, make_stream):
+    """One of a user's own model needs its options; a new one needs no --accept."""
+    own = "bitassay record --model DIR --prompts FILE --max-tokens N --name x --arch sm_90"
+    for target in (kept, Store(str(tmp_path / "absent"))):
+        with pytest.raises(MissingError, match=f"{own} --store {target.root}$"):
+            target.read("x/sm_90")
+        with pytest.raises(MissingError, match="record context-lm/sm_90 --accept --store"):
+            target.read("context-lm/sm_90")
+    old = replace(kept.entry(NAME), schema=1)
+    Path(kept.root, "manifest.jsonl").write_text(old.line + "\n")
+    own = own.replace("--name x", "--name made-up")
+    with pytest.raises(OutdatedError, match=f"{own} --accept --store"):
+        kept.read(NAME)
+
+
+def test_what_cannot_be_written_is_known_before_the_work(kept, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    for root in ("file", "file/below"):
+        with pytest.raises(StoreError, match=f"{tmp_path / 'file'} is no directory: name another"):
+            Store(str(tmp_path / root)).require_writable(accept=True)
+    Store(str(tmp_path / "new" / "below")).require_writable(accept=True)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    for target in (kept, Store(str(tmp_path / "new" / "below"))):
+        with pytest.raises(StoreError, match="is read-only: name another"):
+            target.require_writable(accept=True)
 
 
 def test_a_golden_of_an_earlier_schema_is_listed_not_read_and_replaced(
@@ -289,12 +316,14 @@ def test_a_full_disk_is_an_error_and_harms_nothing(kept, make_stream, provenance
     before = tree(kept)
 
     def full(descriptor: int) -> None:
-        raise OSError(28, "No space left on device", "x")
+        raise OSError(28, "No space left on device")
 
-    full_disk = pytest.raises(StoreError, match="cannot be written .No space left on device")
+    message = r"cannot be written \(No space left on device\): free space there, or name another"
+    full_disk = pytest.raises(StoreError, match=message)
     with monkeypatch.context() as patch, full_disk:
         patch.setattr(os, "fsync", full)
         kept.publish(make_stream(1), provenance, accept=True)
+    assert tree(kept) == before  # what was written of it is gone
     kept.read(NAME)
     kept.publish(make_stream(), provenance, accept=True)
-    assert tree(kept) == before  # the leftovers are gone as well
+    assert tree(kept) == before

@@ -180,6 +180,30 @@ def test_an_interrupt_ends_every_process(tmp_path):
     assert_gone(workers)
 
 
+def test_the_interpreter_ends_with_its_parent_and_leaves_no_files(tmp_path):
+    """Its work takes minutes: it ends because the parent was killed, not because it was done."""
+    with recording(tmp_path, 24) as process:
+        _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    command = [sys.executable, "-m", "bitassay.golden", "check", "model/sm_90"]
+    command += ["--model", str(tmp_path / "model"), "--prompts", str(tmp_path / "prompts.jsonl")]
+    command += ["--store", str(tmp_path / "store"), "--with", "interpreter"]
+    environment = os.environ | {"TMPDIR": str(scratch)}
+    with subprocess.Popen(command, stdout=-1, stderr=-1, env=environment) as process:
+        try:
+            deadline = time.monotonic() + 60
+            while not (started := children(process.pid)):
+                assert process.poll() is None, process.communicate()
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+        finally:
+            process.kill()
+    assert_gone(started)
+    assert list(scratch.iterdir()) == []
+
+
 def test_a_recording_that_was_killed_goes_on_and_gives_the_same_bits(tmp_path):
     steps = 24
     with recording(tmp_path, steps, "--jobs", "2") as process:

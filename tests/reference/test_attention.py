@@ -152,7 +152,7 @@ def test_the_sums_equal_the_twin_in_fp32(arch: str, dtype: torch.dtype) -> None:
             key_block=16,
             key_split=32,
         )
-        assert patterns(sums.total[row]) == [total]
+        assert patterns(sums.den[row]) == [total]
         assert_same_bits(sums.acc[row], from_patterns(values, torch.float32))
 
 
@@ -162,13 +162,13 @@ def test_weights_come_from_the_contract_s_exp2() -> None:
     scores = matmul(q[0], k[:, 0].t(), arch="sm_90") * SOFTMAX_SCALE[64]
     sums = module._splits(q[0], k[:, 0], v[:, 0], torch.ones(4000).long(), small())
     almost = torch.exp2(scores - scores.amax(1, keepdim=True)).sum(1)
-    telling = (sums.total != almost).nonzero()[:8, 0]
+    telling = (sums.den != almost).nonzero()[:8, 0]
     assert len(telling) >= 4
     for head in telling.tolist():
         rows = ([patterns(x) for x in k], [patterns(x) for x in v])
         options = {"kind": "bf16", "arch": "sm_90", "key_block": 16, "key_split": 32}
         total, _ = op.attention_sums(patterns(q[0, head]), *rows, 1, **options)
-        assert patterns(sums.total[head]) == [total]
+        assert patterns(sums.den[head]) == [total]
 
 
 def test_the_last_step_is_a_division() -> None:
@@ -177,11 +177,11 @@ def test_the_last_step_is_a_division() -> None:
     positions = torch.arange(40).repeat_interleave(160)
     sums = module._splits(q.flatten(0, 1), k[:, 0], v[:, 0], positions, small())
     got = attention(q, k, v, contract=small()).flatten(0, 1)
-    almost = (sums.acc * (1 / sums.total[:, None])).half()
+    almost = (sums.acc * (1 / sums.den[:, None])).half()
     telling = (got != almost).nonzero()
     assert len(telling) >= 8
     for row, d in telling[:50].tolist():
-        (a,), (b,) = patterns(sums.acc[row, d]), patterns(sums.total[row])
+        (a,), (b,) = patterns(sums.acc[row, d]), patterns(sums.den[row])
         exact = from_patterns([op.convert(op.divide(a, b), op.FP32, twin.FP16)], torch.float16)
         assert_same_bits(got[row, d : d + 1], exact)
 

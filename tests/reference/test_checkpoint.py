@@ -184,6 +184,14 @@ def no_weights(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
 
 
+def nested_config(folder: Path) -> None:
+    (folder / "config.json").write_text('{"a":' * 100_000)
+
+
+def nested_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text('{"a":' * 100_000)
+
+
 def bad_tokenizer_json(folder: Path) -> None:
     (folder / "tokenizer.json").write_text("{")
 
@@ -201,6 +209,8 @@ def bad_tokenizer_json(folder: Path) -> None:
         (json_nan, "NaN is not JSON"),
         (not_utf8, r"config\.json: expected a JSON object, found what cannot be read"),
         (no_weights, "found neither: download or convert"),
+        (nested_config, r"config\.json: expected a JSON object, found what .*recursion"),
+        (nested_tokenizer, r"tokenizer\.json: expected a JSON object, found what .*recursion"),
         (bad_tokenizer_json, r"tokenizer\.json: expected a JSON object"),
     ],
 )
@@ -209,6 +219,22 @@ def test_damaged_directory(tmp_path: Path, damage: Callable[[Path], None], messa
     damage(tmp_path)
     with pytest.raises(CheckpointError, match=message):
         load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+def test_nesting_is_refused_at_every_depth_that_python_cannot_take(
+    tmp_path: Path, name: str
+) -> None:
+    """Writing again, for the digest, takes a few levels more than reading."""
+    write_single(tmp_path)
+    refused = []
+    for depth in range(900, 1001):
+        (tmp_path / name).write_text('{"a":' * depth + "1" + "}" * depth)
+        try:
+            load_checkpoint(tmp_path)
+        except CheckpointError:
+            refused.append(depth)
+    assert refused == list(range(refused[0], 1001))
 
 
 @pytest.mark.parametrize("keep", [7, 8, 40])

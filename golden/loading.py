@@ -18,6 +18,7 @@ from bitassay.reference.checkpoint import (
     load_checkpoint,
 )
 from bitassay.reference.contract import Contract, operations
+from bitassay.reference.generation import Progress
 from bitassay.reference.trace import Trace
 
 TRANSFORMERS = ("llama", "qwen3")
@@ -29,14 +30,17 @@ class Reference(Protocol):
     def logits(self, hidden: Tensor, /) -> Tensor:
         """Return the logits of the rows that choose; asked for once a step."""
 
-    def generate(self, prompt: Sequence[int], max_tokens: int, /) -> Trace:
-        """Generate one token at a time."""
-
-    def generate_many(self, prompts: Sequence[Sequence[int]], max_tokens: int, /) -> list[Trace]:
+    def generate_many(
+        self, prompts: Sequence[Sequence[int]], max_tokens: int, progress: Progress, /
+    ) -> list[Trace]:
         """Generate a step of all prompts at a time."""
 
     def replay_many(
-        self, prompts: Sequence[Sequence[int]], tokens: Sequence[Sequence[int]], /
+        self,
+        prompts: Sequence[Sequence[int]],
+        tokens: Sequence[Sequence[int]],
+        progress: Progress,
+        /,
     ) -> list[Trace]:
         """Say what is chosen after every recorded token."""
 

@@ -40,6 +40,7 @@ class _Collector:
         self.known: dict[int, Tokens] = {}
         self._job, self._progress, self._journal = job, progress, journal
         self._rows = [0] * len(job.prompts)
+        self._fed = [0] * len(job.prompts)  # within a step; for the progress alone
         self._total = sum(map(job.rows, range(len(job.prompts))))
         if journal:
             self.known = {prompt: tuple(own) for prompt, own in journal.tokens.items()}
@@ -53,6 +54,11 @@ class _Collector:
             self._rows[prompt] = max(first, self._rows[prompt] + 1)
         self._tell()
 
+    def fed(self, rows: dict[int, int]) -> None:
+        for prompt, count in rows.items():
+            self._fed[prompt] = max(self._fed[prompt], count)
+        self._tell()
+
     def finished(self, arrays: dict[int, Arrays]) -> None:
         if self._journal:
             self._journal.finished(arrays)
@@ -60,7 +66,7 @@ class _Collector:
 
     def forget(self, prompts: Sequence[int]) -> None:
         for prompt in prompts:
-            self._rows[prompt] = 0
+            self._rows[prompt] = self._fed[prompt] = 0
         self._tell()
 
     def stream(self, facts: ModelFacts) -> TokenStream:
@@ -73,7 +79,7 @@ class _Collector:
         self._tell()
 
     def _tell(self) -> None:
-        self._progress(sum(self._rows), self._total)
+        self._progress(sum(map(max, self._rows, self._fed)), self._total)
 
 
 def generate(

@@ -19,7 +19,7 @@ from .errors import WorkerError
 from .loading import ModelFacts
 from .runners import Arrays, Job
 from .work import Task, run_task
-from .worker import CHOSEN, FAILED, FINISHED, READY, open_model
+from .worker import CHOSEN, FAILED, FED, FINISHED, READY, open_model
 
 # Multiply-adds below which another process costs more time to start than it saves.
 _WORTH_A_PROCESS = 1_000_000_000
@@ -32,6 +32,9 @@ class Listener(Protocol):
 
     def chosen(self, tokens: dict[int, int]) -> None:
         """Take what each prompt of a task chose in one step."""
+
+    def fed(self, rows: dict[int, int]) -> None:
+        """Take how many rows of each prompt of a task are done, within a step."""
 
     def finished(self, arrays: dict[int, Arrays]) -> None:
         """Take the whole traces of a task's prompts."""
@@ -71,7 +74,7 @@ def run(job: Job, tasks: list[Task], crew: Crew, listener: Listener) -> None:
     elif tasks:
         model = open_model(job)
         for task in tasks:
-            listener.finished(run_task(model, job, task, listener.chosen))
+            listener.finished(run_task(model, job, task, listener.chosen, listener.fed))
 
 
 def suitable_crew(job: Job, facts: ModelFacts, asked: int | None) -> Crew:
@@ -98,6 +101,9 @@ def _share(job: Job, tasks: list[Task], workers: list[_Worker], listener: Listen
             if kind == CHOSEN:
                 listener.chosen(value)
                 continue
+            if kind == FED:
+                listener.fed(value)
+                continue
             if kind == FINISHED:
                 listener.finished(value)
             worker.task = waiting.pop() if waiting else None
@@ -120,7 +126,7 @@ def _receive(worker: _Worker, job: Job) -> tuple[str, Any]:
         raise WorkerError(f"{_named(worker, job)} {_end(worker)}") from None
     if kind == FAILED:
         raise WorkerError(f"{_named(worker, job)} failed: {value.strip()}")
-    assert kind in (READY, CHOSEN, FINISHED)
+    assert kind in (READY, CHOSEN, FED, FINISHED)
     return kind, value
 
 

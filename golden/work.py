@@ -7,6 +7,7 @@ can change a bit.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,11 +19,13 @@ from bitassay.reference.sample import greedy
 
 from .errors import GoldenError
 from .loading import Reference
-from .runners import Arrays, Job, trace_arrays
+from .runners import Arrays, Job, Progress, trace_arrays
 
 Tokens = tuple[int, ...]
 Chosen = Callable[[dict[int, int]], None]  # called at each step: prompt -> the token it chose
+Fed = Callable[[dict[int, int]], None]  # called now and then: prompt -> its rows done so far
 
+_SECONDS = 0.5  # between two calls of Fed
 _REPLAYED_ROWS = 512  # of one task, as far as prompts can be divided
 _NUMBERED = re.compile(r"\bprompt (\d+)(?:, step (\d+))?")
 
@@ -69,28 +72,44 @@ def generating(job: Job, tokens: dict[int, Tokens], *, batch: int) -> list[Task]
     return sorted(tasks, key=lambda task: sum(map(job.rows, task.prompts)), reverse=True)
 
 
-def run_task(model: Reference, job: Job, task: Task, chosen: Chosen) -> dict[int, Arrays]:
+def run_task(model: Reference, job: Job, task: Task, chosen: Chosen, fed: Fed) -> dict[int, Arrays]:
     """Return the traces of a task's prompts; ValueErrors name the prompts as the job does."""
     try:
-        traces = _run(model, job, task, chosen)
+        traces = _run(model, job, task, chosen, fed)
     except ValueError as error:
         raise ValueError(_renamed(str(error), job, task)) from error
     return dict(zip(task.prompts, traces, strict=True))
 
 
-def _run(model: Reference, job: Job, task: Task, chosen: Chosen) -> list[Arrays]:
+def _run(model: Reference, job: Job, task: Task, chosen: Chosen, fed: Fed) -> list[Arrays]:
     prompts = [job.prompts[prompt] for prompt in task.prompts]
-    known = _replay(model, job, task, prompts) if task.known else []
+    meter = _meter(job, task, fed)
+    known = _replay(model, job, task, prompts, meter) if task.known else []
     if task.known == job.steps:
         return known
-    fed = [prompt + own for prompt, own in zip(prompts, task.recorded, strict=True)]
-    rest = _generate(model, fed, job.steps - task.known, task, chosen)
+    begun = [prompt + own for prompt, own in zip(prompts, task.recorded, strict=True)]
+    rest = _generate(model, begun, job.steps - task.known, task, chosen, meter)
     return [_joined(*pair) for pair in zip(known, rest, strict=True)] if known else rest
 
 
-def _replay(model: Reference, job: Job, task: Task, prompts: Sequence[Tokens]) -> list[Arrays]:
+def _meter(job: Job, task: Task, fed: Fed) -> Progress:
+    """Return what turns the model's progress into rows of each prompt, told now and then."""
+    told = time.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        nonlocal told
+        if time.monotonic() - told >= _SECONDS:
+            told = time.monotonic()
+            fed({p: job.rows(p) * done // total for p in task.prompts})
+
+    return progress
+
+
+def _replay(
+    model: Reference, job: Job, task: Task, prompts: Sequence[Tokens], meter: Progress
+) -> list[Arrays]:
     """Replay the known tokens; GoldenError when they bind and are not what the model chooses."""
-    arrays = [trace_arrays(trace) for trace in model.replay_many(prompts, task.recorded)]
+    arrays = [trace_arrays(trace) for trace in model.replay_many(prompts, task.recorded, meter)]
     for prompt, own, recorded in zip(task.prompts, arrays, task.recorded, strict=True):
         if task.binding and tuple(own["tokens"].tolist()) != recorded:
             raise GoldenError(
@@ -102,7 +121,12 @@ def _replay(model: Reference, job: Job, task: Task, prompts: Sequence[Tokens]) -
 
 
 def _generate(
-    model: Reference, prompts: Sequence[Tokens], steps: int, task: Task, chosen: Chosen
+    model: Reference,
+    prompts: Sequence[Tokens],
+    steps: int,
+    task: Task,
+    chosen: Chosen,
+    meter: Progress,
 ) -> list[Arrays]:
     told: list[list[int]] = [[] for _ in prompts]
 
@@ -112,10 +136,8 @@ def _generate(
         chosen(dict(zip(task.prompts, tokens, strict=True)))
 
     with _watched(model, tell):
-        if len(prompts) == 1:  # the sequential truth
-            traces = [model.generate(prompts[0], steps)]
-        else:
-            traces = model.generate_many(prompts, steps)
+        # For a prompt alone this is the sequential truth.
+        traces = model.generate_many(prompts, steps, meter)
     arrays = [trace_arrays(trace) for trace in traces]
     if [own["tokens"].tolist() for own in arrays] != told:
         raise RuntimeError("the tokens told step by step are not those of the trace")

@@ -21,7 +21,7 @@ from .loading import Reference, load_reference
 from .runners import Job
 from .work import run_task
 
-READY, CHOSEN, FINISHED, FAILED = "ready", "chosen", "finished", "failed"
+READY, CHOSEN, FED, FINISHED, FAILED = "ready", "chosen", "fed", "finished", "failed"
 TOLD = (GoldenError, ValueError, OSError)  # bad input, told in a sentence; others are bugs
 
 
@@ -38,7 +38,13 @@ def _serve(connection: Connection) -> None:
     model = open_model(job)
     connection.send((READY, None))
     while (task := connection.recv()) is not None:
-        arrays = run_task(model, job, task, lambda tokens: connection.send((CHOSEN, tokens)))
+        arrays = run_task(
+            model,
+            job,
+            task,
+            lambda tokens: connection.send((CHOSEN, tokens)),
+            lambda rows: connection.send((FED, rows)),
+        )
         connection.send((FINISHED, arrays))
 
 

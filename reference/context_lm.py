@@ -133,12 +133,17 @@ class ContextLM:
         self,
         prompts: Sequence[Ids],
         tokens: Sequence[Ids] | Tensor,
+        progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> list[Trace]:
-        """Replay many sequences with all their rows in one product; else as `replay`."""
+        """Replay many sequences with all their rows in one product; else as `replay`.
+
+        progress is called before and after, with the prompts done and the prompts there are.
+        """
         if len(prompts) != len(tokens):
             raise ValueError(f"{len(prompts)} prompts, but {len(tokens)} recorded sequences")
         if not len(prompts):
             return []
+        progress(0, len(prompts))
         checked = check_ids(prompts, self.vocab_size)
         recorded = check_ids(tokens, self.vocab_size, "recorded tokens of prompt")
         rows, prompt_folds, steps = [], [], []
@@ -150,6 +155,7 @@ class ContextLM:
             steps += [(index, step) for step in range(len(sequence))]
         lengths = [len(sequence) for sequence in recorded]
         columns = [torch.split(column, lengths) for column in self._choose(torch.cat(rows), steps)]
+        progress(len(prompts), len(prompts))
         return [Trace(*parts) for parts in zip(*columns, prompt_folds, strict=True)]
 
     def _choose(self, hidden: Tensor, steps: list[tuple[int, int]]) -> tuple[Tensor, ...]:

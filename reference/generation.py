@@ -95,7 +95,8 @@ class Generator(ABC):
         done, fed = 0, checked
         for step in range(max_tokens):
             progress(done, total)
-            tokens = self._step(fed, caches, records, [(i, [step]) for i in range(len(checked))])
+            steps = [(i, [step]) for i in range(len(checked))]
+            tokens = self._step(fed, caches, records, steps, _from(done, total, progress))
             done, fed = done + sum(map(len, fed)), list(tokens.split(1))
         progress(done, total)
         return [record.trace() for record in records]
@@ -132,6 +133,7 @@ class Generator(ABC):
                 [KVCache() for _ in batch],
                 [records[i] for i in batch],
                 steps,
+                _from(done, total, progress),
             )
             done += sum(len(fed[i]) for i in batch)
         progress(done, total)
@@ -143,16 +145,22 @@ class Generator(ABC):
         caches: list[KVCache],
         records: list[_Record],
         steps: list[tuple[int, list[int]]],
+        advance: Callable[[int], None],
     ) -> Tensor:
         """Feed each sequence its next ids and let its last rows choose; return the chosen tokens.
 
-        steps: the number of each sequence, for errors, and the steps its last rows choose.
+        steps: the number of each sequence, for errors, and the steps its last rows choose. advance:
+        called with the rows done so far, operations done counting as a share of all rows.
         """
         lengths = [len(ids) for ids in fed]
         prints: dict[str, Tensor] = {}
 
         def observe(name: str, rows: Tensor) -> None:
+            before = len(rows) * len(prints) // len(self.operations)
             prints[name] = fingerprint_rows(rows.flatten(1))
+            after = len(rows) * len(prints) // len(self.operations)
+            if after > before:
+                advance(after)
 
         hidden = self.forward(fed, caches, observe)
         choosing = [
@@ -199,6 +207,11 @@ class _Record:
         folds = [fold(column) for column in before.unbind(1)] + [fold(before.new_zeros(0))]
         prints = torch.cat([after, head[:, None]], dim=1)
         return Trace(tokens, ids, bits, margins, prints, torch.stack(folds))
+
+
+def _from(done: int, total: int, progress: Progress) -> Callable[[int], None]:
+    """Return what tells the progress of a step that begins with `done` rows behind it."""
+    return lambda rows: progress(done + rows, total)
 
 
 def _batches(lengths: list[int]) -> list[list[int]]:

@@ -203,14 +203,14 @@ def test_recorded_tokens_are_not_believed(folder, run, monkeypatch):
 def test_a_replay_is_no_generation(folder, run, monkeypatch):
     """Without --sequential a current golden is replayed, with it generated."""
     calls = []
-    generate = ContextLM.generate
-    monkeypatch.setattr(ContextLM, "generate", lambda *a: calls.append(a) or generate(*a))
+    generate = ContextLM.generate_many
+    monkeypatch.setattr(ContextLM, "generate_many", lambda *a: calls.append(a) or generate(*a))
     assert run("record", "tiny/sm_90")[0] == 0
     assert calls == []
     status, out, _ = run("record", "tiny/sm_90", "--sequential")
     assert status == 0
     assert "equal (generated one token at a time with the reference)" in out
-    assert len(calls) == 6
+    assert [len(prompts) for _, prompts, *_ in calls] == [1] * 6  # each prompt alone
 
 
 def test_the_quick_form_compares_the_first_prompts_and_never_publishes(folder, run):

@@ -29,10 +29,8 @@ from ..reference.checkpoint import (
     require,
 )
 from ..reference.contract import Contract
+from .checks import Prompts, check_ids
 from .trace import TOP, Trace
-
-# One row of context per row of the model: the ids it sees, newest first.
-Prompts = Sequence[Sequence[int]]
 
 
 class ContextLM:
@@ -108,7 +106,7 @@ class ContextLM:
         the vocabulary, max_tokens or batch_size below 1, an order that is no permutation, and NaN
         among the logits.
         """
-        self._check(prompts, "prompt")
+        check_ids(prompts, self.vocab_size, "prompt")
         order = list(range(len(prompts)) if order is None else order)
         batch_size = max(1, len(prompts)) if batch_size is None else batch_size
         if sorted(order) != list(range(len(prompts))):
@@ -131,8 +129,8 @@ class ContextLM:
         tokens: of any lengths, at least 1. A trace's tokens are the rows' choices: where they
         equal the recorded ones, `generate` gives the same. Errors as `generate`.
         """
-        self._check(prompts, "prompt")
-        self._check(tokens, "recorded tokens of prompt")
+        check_ids(prompts, self.vocab_size, "prompt")
+        check_ids(tokens, self.vocab_size, "recorded tokens of prompt")
         if len(prompts) != len(tokens):
             raise ValueError(f"{len(prompts)} prompts, but {len(tokens)} recorded sequences")
         if not prompts:
@@ -213,21 +211,3 @@ class ContextLM:
                 f"first at id {first[1]}: the weights are too large to be decoded"
             )
         embeddings.check()
-
-    def _check(self, sequences: Prompts, what: str) -> None:
-        for index, sequence in enumerate(sequences):
-            ids = torch.as_tensor(sequence)
-            if ids.dim() != 1 or len(ids) == 0:
-                raise ValueError(
-                    f"{what} {index}: expected at least one token id, found shape {list(ids.shape)}"
-                )
-            if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
-                raise ValueError(f"{what} {index}: expected integer ids, found {ids.dtype}")
-            outside = ((ids < 0) | (ids >= self.vocab_size)).nonzero()
-            if len(outside):
-                at = int(outside[0])
-                raise ValueError(
-                    f"{what} {index}, position {at}: expected an id within 0 … "
-                    f"{self.vocab_size - 1} (vocabulary of {self.vocab_size}), found "
-                    f"{int(ids[at])}: encode it with this model's tokenizer"
-                )

@@ -55,9 +55,8 @@ def attention(  # [T, Hq, D], [S, Hkv, D], [S, Hkv, D] -> [T, Hq, D]
     for head in range(k.shape[1]):
         mine = slice(head * group, (head + 1) * group)
         queries = q[:, mine].reshape(-1, head_dim)
-        sums = _splits(queries, k[:, head], v[:, head], last_key, contract)
-        result = sums.acc / sums.den[:, None] + 0.0  # RN; -0 to +0
-        out[:, mine] = round_to(result, v.dtype).view(rows, group, head_dim)  # RN
+        mixed = attend_head(queries, Keys(k[:, head], v[:, head], contract), last_key)
+        out[:, mine] = mixed.view(rows, group, head_dim)
     return out
 
 
@@ -86,13 +85,41 @@ def paged_attention(
     return out
 
 
-def _splits(q: Tensor, k: Tensor, v: Tensor, last_key: Tensor, contract: Contract) -> _Partial:
+class Keys:
+    """The keys and values of one head, [S, D], that queries attend to; the same for every query."""
+
+    def __init__(self, k: Tensor, v: Tensor, contract: Contract) -> None:
+        self.k, self.v, self.contract = k, v, contract
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self.k)
+
+    def scores(self, q: Tensor, rows: Tensor, at: slice) -> Tensor:  # [R, D], [R] -> [R, n]
+        """Return the products of queries, by their numbers, with the n keys of a range."""
+        return matmul(q, self.k[at].t(), arch=self.contract.arch)
+
+    def weigh(  # [R, n], [R], [R, D] -> [R, D]
+        self, p: Tensor, rows: Tensor, at: slice, acc: Tensor
+    ) -> Tensor:
+        """Return acc with the n values of a range added, weighted for each query."""
+        return matmul(p, self.v[at], acc, arch=self.contract.arch)
+
+
+def attend_head(q: Tensor, keys: Keys, last_key: Tensor) -> Tensor:  # [R, D], [R] -> [R, D]
+    """Return the output of one head's queries; last_key: the last key that each may see."""
+    sums = _splits(q, keys, last_key)
+    result = sums.acc / sums.den[:, None] + 0.0  # RN; -0 to +0
+    return round_to(result, q.dtype)  # RN
+
+
+def _splits(q: Tensor, keys: Keys, last_key: Tensor) -> _Partial:
     """Fold the partial sums of all splits, ascending; last_key [R] is the last a row may see."""
-    whole = _Partial.empty(q)
-    for first in range(0, len(k), contract.key_split):
-        keys = slice(first, first + contract.key_split)
+    whole, size = _Partial.empty(q), keys.contract.key_split
+    for first in range(0, len(keys), size):
         rows = (last_key >= first).nonzero()[:, 0]  # the others see nothing of this split
-        part = _blocks(q[rows], k[keys], v[keys], last_key[rows] - first, contract)
+        split = slice(first, min(first + size, len(keys)))
+        part = _blocks(q[rows], keys, rows, split, last_key[rows])
         old = whole.m[rows]
         highest = torch.fmax(old, part.m)
         before, new = _weight(old, highest), _weight(part.m, highest)
@@ -102,31 +129,33 @@ def _splits(q: Tensor, k: Tensor, v: Tensor, last_key: Tensor, contract: Contrac
     return whole
 
 
-def _blocks(q: Tensor, k: Tensor, v: Tensor, last_key: Tensor, contract: Contract) -> _Partial:
-    """Sum over one split, block after block; last_key counts from the split's first key."""
-    size, count = contract.key_block, -(-len(k) // contract.key_block)
-    score = matmul(q, k.t(), arch=contract.arch) * SOFTMAX_SCALE[q.shape[1]]  # RN
-    hidden = torch.arange(len(k), device=q.device) > last_key[:, None]
+def _blocks(q: Tensor, keys: Keys, ids: Tensor, split: slice, last_key: Tensor) -> _Partial:
+    """Sum over one split, block after block, for the queries of the numbers `ids`."""
+    size, width = keys.contract.key_block, split.stop - split.start
+    count = -(-width // size)
+    score = keys.scores(q, ids, split) * SOFTMAX_SCALE[q.shape[1]]  # RN
+    hidden = torch.arange(split.start, split.stop, device=q.device) > last_key[:, None]
     score = F.pad(
-        torch.where(hidden, -torch.inf, score), (0, count * size - len(k)), value=-torch.inf
+        torch.where(hidden, -torch.inf, score), (0, count * size - width), value=-torch.inf
     )
     score = score.view(len(q), count, size)
     highest = _highest(score).cummax(1).values  # after each block
     before = F.pad(highest[:, :-1], (1, 0), value=-torch.inf)
     p = exp2(score - _finite(highest)[..., None])  # RN the difference
     keep, sums = _weight(before, highest), tree_sum(p)  # p unrounded here
-    p = round_to(p, v.dtype)  # RN: for the tensor core
+    p = round_to(p, q.dtype)  # RN: for the tensor core
     state = _Partial.empty(q)
     state.m = highest[:, -1]
     for block in range(count):
-        keys = slice(block * size, min(block * size + size, len(k)))
+        first = split.start + block * size
+        at = slice(first, min(first + size, split.stop))
         # A block of which a row sees nothing would not change it.
-        rows = (last_key >= keys.start).nonzero()[:, 0]
+        rows = (last_key >= first).nonzero()[:, 0]
         kept = keep[rows, block]
         state.den[rows] = fma(state.den[rows], kept, sums[rows, block])  # RN
         acc = state.acc[rows] * kept[:, None]  # RN
-        weights = p[rows, block, : keys.stop - keys.start]
-        state.acc[rows] = matmul(weights, v[keys], acc, arch=contract.arch)  # the tensor core's RZ
+        weights = p[rows, block, : at.stop - first]
+        state.acc[rows] = keys.weigh(weights, ids[rows], at, acc)  # the tensor core's RZ
     return state
 
 

@@ -1,7 +1,7 @@
 """Reads a Hugging Face model directory and refuses whatever is not exactly what it should be.
 
-Layout: https://huggingface.co/docs/safetensors (one file, or shards listed by an index),
-config.json, and tokenizer.json where there is one.
+Layout: https://huggingface.co/docs/safetensors (one file, or shards listed by an index), or else
+pytorch_model.bin as `torch.save` writes it; config.json, and tokenizer.json where there is one.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+PICKLED = "pytorch_model.bin"  # read only where there are no safetensors: many publish both
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -35,8 +36,8 @@ class Checkpoint:
     """A model directory as read: configuration, weights by name (sorted), and what they are.
 
     digest: sha256 (hex) over the configuration and every tensor's name, dtype, shape and bytes, so
-    the same for any sharding. tokenizer_digest: sha256 (hex) over tokenizer.json, None where the
-    directory has none.
+    the same for any sharding and either form of file. tokenizer_digest: sha256 (hex) over
+    tokenizer.json, None where the directory has none.
     """
 
     path: Path
@@ -50,7 +51,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     """Read a model directory into CPU memory.
 
     Raises CheckpointError for a missing or unreadable file, JSON that is not an object, truncated
-    or inconsistent safetensors, and weights that are NaN or infinite.
+    or inconsistent weights, and weights that are NaN or infinite. Nothing in a pickled file is run.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -146,10 +147,13 @@ def _read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
             f"checkpoint {folder}: expected either {WEIGHTS} or {INDEX}, found both: remove one"
         )
     if not index.exists():
+        if not single.exists() and (folder / PICKLED).exists():
+            yield from _read_pickled(folder / PICKLED)
+            return
         if not single.exists():
             raise CheckpointError(
-                f"checkpoint {folder}: expected {WEIGHTS} or {INDEX}, found neither: download or "
-                "convert the weights to safetensors"
+                f"checkpoint {folder}: expected {WEIGHTS}, {INDEX} or {PICKLED}, found none: "
+                "download the weights, or convert them to safetensors"
             )
         yield from _read_safetensors(single)
         return
@@ -196,6 +200,36 @@ def _read_safetensors(file: Path) -> Iterator[tuple[str, Tensor]]:
             f"{file}: expected a complete safetensors file, found {found}: download it again "
             "(a Git LFS pointer is not the file)"
         ) from error
+
+
+def _read_pickled(file: Path) -> Iterator[tuple[str, Tensor]]:
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch, zipfile and pickle each raise their own
+        raise CheckpointError(
+            f"{file}: expected tensors as torch.save writes them and nothing else, found what "
+            f"cannot be read ({error}): download it again (a Git LFS pointer is not the file), or "
+            "convert the weights to safetensors"
+        ) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(
+            f"{file}: expected a dictionary of tensors by name, found {type(content).__name__}: "
+            "export the weights again"
+        )
+    for name, tensor in content.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor) or not _is_plain(tensor):
+            found = f"{type(tensor).__name__} for {name!r}"
+            raise CheckpointError(
+                f"{file}: expected a dense tensor for every name, found {found}: export the "
+                "weights again"
+            )
+        # A copy: several names may share memory, and views may be strided.
+        yield name, tensor.detach().clone(memory_format=torch.contiguous_format)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    dense = tensor.layout == torch.strided and not tensor.is_quantized
+    return dense and tensor.device.type == "cpu"
 
 
 def _read_object(file: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from . import polynomials
 from .arch import Arch, get_arch
 
-CONTRACT_VERSION = 2
+CONTRACT_VERSION = 3
 
 # The order of every operation, in words; part of the digest, so no order changes in silence.
 ORDERS = {
@@ -63,6 +63,27 @@ ORDERS = {
     "log_softmax": (
         "d = x - max; tree_sum(exp(d)) of each sum_width columns, added ascending; d - log(sum)"
     ),
+    "residual_add": "fp32 x + residual, then to their type, nearest-even",
+    "eagle": (
+        "x = linear fc of [embedding(id), norm row]; residual = x, no input norm; qkv, rotary, "
+        "attention, o_proj, add_rms_norm, gate_up, silu_and_mul, down_proj; hidden = residual_add "
+        "of down and residual, no final norm; the target's lm_head"
+    ),
+    "eagle3": (
+        "h = linear fc of the residual streams before target layers [2, n // 2, n - 3]; residual = "
+        "h; qkv of [rms_norm(embedding(id), input_layernorm), rms_norm(h, hidden_norm)]; rotary, "
+        "attention, o_proj, add_rms_norm, gate_up, silu_and_mul, down_proj, add_rms_norm; own "
+        "lm_head of the normed row, hidden = its sum; target id = draft id + d2t"
+    ),
+    "drafting": (
+        "first pass: position p has the target's row p and id p + 1, its keys and values replace a "
+        "chain's; chain row j: id d_j, hidden of the row before, the base row's position + j; "
+        "greedy"
+    ),
+    "verification": (
+        "greedy; drafts are accepted up to the first that the target does not choose; then the "
+        "target's own choice"
+    ),
     "greedy": "highest value, lowest id; -0 equals +0; NaN is an error",
     "top_k": "value descending, then id ascending",
 }
@@ -83,6 +104,30 @@ _LAYER = (
     "mlp_residual",
 )
 MODEL_TYPES = ("context-lm", "llama", "qwen3")
+
+# What runs once a row of a draft head, in order; the two norms of its inputs and the last one only
+# in the kind "eagle3".
+_DRAFT = (
+    "embedding",
+    "fc",
+    "input_layernorm",
+    "hidden_norm",
+    "qkv_proj",
+    "rotary",
+    "attention",
+    "o_proj",
+    "attention_residual",
+    "post_attention_layernorm",
+    "gate_up_proj",
+    "silu_and_mul",
+    "down_proj",
+    "hidden",
+    "norm",
+    "lm_head",
+)
+_EAGLE3_ONLY = ("input_layernorm", "hidden_norm", "norm")
+DRAFT_KINDS = ("eagle", "eagle3")
+DRAFT_DEPTH = 5  # tokens drafted in a round at most: a golden records no more
 
 
 @dataclass(frozen=True)
@@ -169,3 +214,14 @@ def operations(model_type: str, layers: int = 0) -> tuple[str, ...]:
     of_layer = [name for name in _LAYER if name != "qk_norm" or model_type == "qwen3"]
     named = [f"layers.{layer}.{name}" for layer in range(layers) for name in of_layer]
     return ("embedding", *named, "norm", "lm_head")
+
+
+def draft_operations(kind: str) -> tuple[str, ...]:
+    """Return the names of the fingerprinted operations of a draft head, in running order.
+
+    kind: one of DRAFT_KINDS. Raises ValueError for an unknown one.
+    """
+    if kind not in DRAFT_KINDS:
+        raise ValueError(f"unknown kind of head {kind!r}: known are {', '.join(DRAFT_KINDS)}")
+    names = [name for name in _DRAFT if kind == "eagle3" or name not in _EAGLE3_ONLY]
+    return tuple(f"draft.{name}" for name in names)

@@ -50,14 +50,7 @@ def choose(  # [R, V] -> [R], [R, 8], [R, 8], [R]
 
     rows: (prompt, step) of each row, for the ValueError that a NaN raises.
     """
-    nan = logits.isnan()
-    if nan.any():
-        row, token = nan.nonzero()[0].tolist()
-        prompt, step = rows[row]
-        raise ValueError(
-            f"prompt {prompt}, step {step}: expected numbers among the logits, found NaN, "
-            f"first at id {token}: the weights are too large to be decoded"
-        )
+    refuse_nan(logits, rows)
     values, ids = top_k(logits, TOP)
     width = 8 * values.element_size()
     return (
@@ -66,3 +59,15 @@ def choose(  # [R, V] -> [R], [R, 8], [R, 8], [R]
         bits(values).long() & (1 << width) - 1,
         margin_ulps(logits),
     )
+
+
+def refuse_nan(logits: Tensor, rows: Sequence[tuple[int, int]], what: str = "logits") -> None:
+    """Raise ValueError naming the (prompt, step) of the first row that holds NaN, and the id."""
+    nan = logits.isnan()
+    if nan.any():
+        row, token = nan.nonzero()[0].tolist()
+        prompt, step = rows[row]
+        raise ValueError(
+            f"prompt {prompt}, step {step}: expected numbers among the {what}, found NaN, "
+            f"first at id {token}: the weights are too large to be decoded"
+        )

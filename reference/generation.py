@@ -47,6 +47,11 @@ class KVCache:
             self.values[layer] = torch.cat([self.values[layer], v])
         return self.keys[layer], self.values[layer]
 
+    def keep(self, length: int) -> None:
+        """Drop the positions from `length` on."""
+        self.keys = [k[:length] for k in self.keys]
+        self.values = [v[:length] for v in self.values]
+
 
 class Generator(ABC):
     """What decodes greedily: a model with a forward pass over several sequences at once.
@@ -88,9 +93,9 @@ class Generator(ABC):
         checked = check_ids(prompts, self.vocab_size)
         if not checked:
             return []
-        self._check_lengths([len(ids) + max_tokens - 1 for ids in checked])
+        self.check_lengths([len(ids) + max_tokens - 1 for ids in checked])
         total = sum(len(ids) + max_tokens - 1 for ids in checked)
-        records = [_Record(self.operations) for _ in checked]
+        records = [Record(self.operations) for _ in checked]
         caches = [KVCache() for _ in checked]
         done, fed = 0, checked
         for step in range(max_tokens):
@@ -116,36 +121,57 @@ class Generator(ABC):
         progress: Progress = lambda done, total: None,
     ) -> list[Trace]:
         """Replay many sequences, in batches of whole sequences; else as `replay`."""
+        fed, recorded = self.check_recorded(prompts, tokens)
+        lengths = [len(ids) for ids in fed]
+        traces, done, total = [], 0, sum(lengths)
+        for batch in batches(lengths):
+            progress(done, total)
+            traces += self.replay_batch(batch, fed, recorded, advance=_from(done, total, progress))
+            done += sum(lengths[i] for i in batch)
+        progress(done, total)
+        return traces
+
+    def check_recorded(
+        self, prompts: Sequence[Ids], tokens: Sequence[Ids]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the ids that replaying feeds, and those recorded; ValueErrors as `replay`."""
         if len(prompts) != len(tokens):
             raise ValueError(f"{len(prompts)} prompts, but {len(tokens)} recorded sequences")
         checked = check_ids(prompts, self.vocab_size)
         recorded = check_ids(tokens, self.vocab_size, "recorded tokens of prompt")
         # The last token chooses nothing, so it is not fed.
         fed = [torch.cat([p, t[:-1]]) for p, t in zip(checked, recorded, strict=True)]
-        self._check_lengths([len(ids) for ids in fed])
-        records = [_Record(self.operations) for _ in checked]
-        done, total = 0, sum(map(len, fed))
-        for batch in _batches([len(ids) for ids in fed]):
-            progress(done, total)
-            steps = [(i, list(range(len(recorded[i])))) for i in batch]
-            self._step(
-                [fed[i] for i in batch],
-                [KVCache() for _ in batch],
-                [records[i] for i in batch],
-                steps,
-                _from(done, total, progress),
-            )
-            done += sum(len(fed[i]) for i in batch)
-        progress(done, total)
+        self.check_lengths([len(ids) for ids in fed])
+        return fed, recorded
+
+    def replay_batch(
+        self,
+        batch: Sequence[int],
+        fed: list[Tensor],
+        recorded: list[Tensor],
+        *,
+        advance: Callable[[int], None],
+        observe: Observe | None = None,
+    ) -> list[Trace]:
+        """Replay some sequences of `check_recorded`, by number, all their rows in one pass.
+
+        advance: called with the rows done so far. observe: sees every operation's rows but the
+        lm_head's, sequence after sequence.
+        """
+        records = [Record(self.operations) for _ in batch]
+        steps = [(i, list(range(len(recorded[i])))) for i in batch]
+        caches = [KVCache() for _ in batch]
+        self._step([fed[i] for i in batch], caches, records, steps, advance, observe)
         return [record.trace() for record in records]
 
     def _step(
         self,
         fed: list[Tensor],
         caches: list[KVCache],
-        records: list[_Record],
+        records: list[Record],
         steps: list[tuple[int, list[int]]],
         advance: Callable[[int], None],
+        observe: Observe | None = None,
     ) -> Tensor:
         """Feed each sequence its next ids and let its last rows choose; return the chosen tokens.
 
@@ -153,29 +179,21 @@ class Generator(ABC):
         called with the rows done so far, operations done counting as a share of all rows.
         """
         lengths = [len(ids) for ids in fed]
-        prints: dict[str, Tensor] = {}
-
-        def observe(name: str, rows: Tensor) -> None:
-            before = len(rows) * len(prints) // len(self.operations)
-            prints[name] = fingerprint_rows(rows.flatten(1))
-            after = len(rows) * len(prints) // len(self.operations)
-            if after > before:
-                advance(after)
-
-        hidden = self.forward(fed, caches, observe)
+        prints = Prints(self.operations, advance, observe)
+        hidden = self.forward(fed, caches, prints.note)
         choosing = [
             rows[-len(own) :] for rows, (_, own) in zip(hidden.split(lengths), steps, strict=True)
         ]
         logits = self.logits(torch.cat(choosing))
         columns = choose(logits, [(i, step) for i, own in steps for step in own])
-        table = torch.stack([prints[name] for name in self.operations[:-1]], dim=1)
         counts = [len(own) for _, own in steps]
         parts = zip(*(x.split(counts) for x in (*columns, fingerprint_rows(logits))), strict=True)
-        for record, rows, part in zip(records, table.split(lengths), parts, strict=True):
+        for record, rows, part in zip(records, prints.table().split(lengths), parts, strict=True):
             record.add(rows, *part)
         return columns[0].long()
 
-    def _check_lengths(self, lengths: list[int]) -> None:
+    def check_lengths(self, lengths: list[int]) -> None:
+        """Raise ValueError naming the prompt of which more positions are fed than the model has."""
         most = self._max_positions
         for index, length in enumerate(lengths):
             if length > most:
@@ -185,7 +203,38 @@ class Generator(ABC):
                 )
 
 
-class _Record:
+class Prints:
+    """Collects the fingerprints of every row of a pass, operation by operation.
+
+    operations: as `Generator`'s. advance: told the rows done so far, operations done counting as a
+    share of all rows. also: sees the rows too.
+    """
+
+    def __init__(
+        self,
+        operations: tuple[str, ...],
+        advance: Callable[[int], None] = lambda rows: None,
+        also: Observe | None = None,
+    ) -> None:
+        self._operations, self._advance, self._also = operations, advance, also
+        self._prints: dict[str, Tensor] = {}
+
+    def note(self, name: str, rows: Tensor) -> None:
+        """Take an operation's rows [R, ...]."""
+        before = len(rows) * len(self._prints) // len(self._operations)
+        self._prints[name] = fingerprint_rows(rows.flatten(1))
+        after = len(rows) * len(self._prints) // len(self._operations)
+        if self._also is not None:
+            self._also(name, rows)
+        if after > before:
+            self._advance(after)
+
+    def table(self) -> Tensor:  # -> [R, O - 1]
+        """Return the prints of all operations but the lm_head, which few rows come to."""
+        return torch.stack([self._prints[name] for name in self._operations[:-1]], dim=1)
+
+
+class Record:
     """Collects one sequence's trace: the rows that choose, and the prints of all rows."""
 
     def __init__(self, names: tuple[str, ...]) -> None:
@@ -214,7 +263,7 @@ def _from(done: int, total: int, progress: Progress) -> Callable[[int], None]:
     return lambda rows: progress(done + rows, total)
 
 
-def _batches(lengths: list[int]) -> list[list[int]]:
+def batches(lengths: list[int]) -> list[list[int]]:
     """Return the numbers of sequences in order, grouped until a group has rows enough."""
     groups: list[list[int]] = [[]]
     for index in range(len(lengths)):

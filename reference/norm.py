@@ -1,4 +1,4 @@
-"""RMSNorm, alone or after adding to the residual stream."""
+"""RMSNorm, alone or after adding to the residual stream, and that addition alone."""
 
 from __future__ import annotations
 
@@ -34,14 +34,29 @@ def add_rms_norm(  # [T, D], [T, D], [D] -> [T, D], [T, D]
     The sum is rounded to the dtype before it is normalised, so a later layer that reads the
     residual sees what this one saw. Dtypes and errors as `rms_norm`.
     """
+    _check_alike(x, residual)
+    _check(x, weight)
+    residual = add(x, residual)
+    return rms_norm(residual, weight, eps=eps), residual
+
+
+def add(x: Tensor, residual: Tensor) -> Tensor:  # [T, D], [T, D] -> [T, D]
+    """Return x + residual: the fp32 sum, rounded once to their dtype, bf16 or fp16.
+
+    Raises TypeError for another dtype and ValueError where the two are not alike.
+    """
+    _check_alike(x, residual)
+    if x.dtype not in (torch.bfloat16, torch.float16):
+        raise TypeError(f"expected x and residual of bfloat16 or float16, found {x.dtype}")
+    return round_to(x.float() + residual.float(), x.dtype)  # RN, RN
+
+
+def _check_alike(x: Tensor, residual: Tensor) -> None:
     if x.shape != residual.shape or x.dtype != residual.dtype:
         raise ValueError(
             f"expected x and residual alike, found {x.dtype} {list(x.shape)} and {residual.dtype} "
             f"{list(residual.shape)}"
         )
-    _check(x, weight)
-    residual = round_to(x.float() + residual.float(), x.dtype)  # RN, RN
-    return rms_norm(residual, weight, eps=eps), residual
 
 
 def _check(x: Tensor, weight: Tensor) -> None:

@@ -140,7 +140,7 @@ def test_the_sums_equal_the_twin_in_fp32(arch: str, dtype: torch.dtype) -> None:
     k = k * (1 + torch.arange(70) // 32 / 4)[:, None, None].to(dtype)  # later splits reach higher
     contract = small(arch)
     positions = torch.arange(62, 70)
-    sums = module._splits(q[:, 0], k[:, 0], v[:, 0], positions, contract)
+    sums = module._splits(q[:, 0], module.Keys(k[:, 0], v[:, 0], contract), positions)
     for row, position in enumerate(positions.tolist()):
         total, values = op.attention_sums(
             patterns(q[row]),
@@ -160,7 +160,7 @@ def test_weights_come_from_the_contract_s_exp2() -> None:
     """Two keys: sums that tell it from torch's, found among many, equal the twin."""
     q, k, v = draw(2, rows=1, heads=(4000, 1), seed=44)
     scores = matmul(q[0], k[:, 0].t(), arch="sm_90") * SOFTMAX_SCALE[64]
-    sums = module._splits(q[0], k[:, 0], v[:, 0], torch.ones(4000).long(), small())
+    sums = module._splits(q[0], module.Keys(k[:, 0], v[:, 0], small()), torch.ones(4000).long())
     almost = torch.exp2(scores - scores.amax(1, keepdim=True)).sum(1)
     telling = (sums.den != almost).nonzero()[:8, 0]
     assert len(telling) >= 4
@@ -175,7 +175,7 @@ def test_the_last_step_is_a_division() -> None:
     """Outputs that tell it from a product with the reciprocal, found among many."""
     q, k, v = draw(40, heads=(160, 1), dtype=torch.float16, seed=43)
     positions = torch.arange(40).repeat_interleave(160)
-    sums = module._splits(q.flatten(0, 1), k[:, 0], v[:, 0], positions, small())
+    sums = module._splits(q.flatten(0, 1), module.Keys(k[:, 0], v[:, 0], small()), positions)
     got = attention(q, k, v, contract=small()).flatten(0, 1)
     almost = (sums.acc * (1 / sums.den[:, None])).half()
     telling = (got != almost).nonzero()
@@ -200,7 +200,7 @@ def test_a_quotient_of_minus_zero_becomes_plus_zero() -> None:
     q = torch.zeros(1, 1, 64).bfloat16()
     k, v = torch.zeros(4, 1, 64).bfloat16(), torch.zeros(4, 1, 64).bfloat16()
     q[0, 0, 0], k[0, 0, 0], v[0] = 1.0, -88.5, -(2.0**-133)
-    sums = module._splits(q[:, 0], k[:, 0], v[:, 0], torch.tensor([3]), small())
+    sums = module._splits(q[:, 0], module.Keys(k[:, 0], v[:, 0], small()), torch.tensor([3]))
     assert_same_bits(sums.acc, torch.full((1, 64), -(2.0**-149)))
     assert set(patterns(attention(q, k, v, contract=small()))) == {0}
     assert_equals_twin((q, k, v), small())

@@ -208,7 +208,7 @@ def bad_tokenizer_json(folder: Path) -> None:
         (json_array, r"config\.json: expected a JSON object, found list"),
         (json_nan, "NaN is not JSON"),
         (not_utf8, r"config\.json: expected a JSON object, found what cannot be read"),
-        (no_weights, "found neither: download or convert"),
+        (no_weights, "or pytorch_model.bin, found none: download"),
         (nested_config, r"config\.json: expected a JSON object, found what .*recursion"),
         (nested_tokenizer, r"tokenizer\.json: expected a JSON object, found what .*recursion"),
         (bad_tokenizer_json, r"tokenizer\.json: expected a JSON object"),
@@ -411,3 +411,67 @@ def test_prompts_fit_the_tokenizer() -> None:
         lengths.append(len(ids))
     assert 1 <= min(lengths) < 4  # shorter than the context
     assert 30 < max(lengths) <= 40  # and much longer
+
+
+def write_pickled(folder: Path, content: object) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    torch.save(content, folder / "pytorch_model.bin")
+    return folder
+
+
+def test_a_pickled_file_is_the_same_checkpoint(tmp_path: Path) -> None:
+    """Strided views and integers included."""
+    content = tensors() | {"d.mask": torch.tensor([True, False, True])}
+    single = load_checkpoint(write_single(tmp_path / "single", content))
+    turned = content | {"b.weight": content["b.weight"].t().contiguous().t()}
+    pickled = load_checkpoint(write_pickled(tmp_path / "pickled", turned))
+    assert pickled.digest == single.digest
+    assert list(pickled.tensors) == list(single.tensors)
+    for name, tensor in single.tensors.items():
+        assert torch.equal(pickled.tensors[name], tensor)
+        assert pickled.tensors[name].is_contiguous()
+
+
+def test_safetensors_are_read_before_a_pickled_file(tmp_path: Path) -> None:
+    """Many repositories publish both."""
+    before = load_checkpoint(write_single(tmp_path)).digest
+    write_pickled(tmp_path, {"other": torch.ones(1)})
+    assert load_checkpoint(tmp_path).digest == before
+
+
+class Payload:
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
+        return (os.mkdir, ("payload-was-run",))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (Payload(), "tensors as torch.save writes them and nothing else"),
+        ([torch.ones(1)], "a dictionary of tensors by name, found list"),
+        ({"a": 1.0}, "a dense tensor for every name, found float for 'a'"),
+        ({3: torch.ones(1)}, "a dense tensor for every name, found Tensor for 3"),
+        ({"a": torch.ones(2, 2).to_sparse()}, "a dense tensor for every name, found Tensor"),
+        ({"a": torch.ones(2, device="meta")}, "a dense tensor for every name, found Tensor"),
+        ({"a": torch.tensor([1.0, torch.nan])}, "expected finite weights, found nan in a at"),
+    ],
+)
+def test_pickled_files_that_are_refused(
+    tmp_path: Path, content: object, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(write_pickled(tmp_path, content))
+    assert not (tmp_path / "payload-was-run").exists()
+
+
+def test_a_truncated_pickled_file_is_refused(tmp_path: Path) -> None:
+    write_pickled(tmp_path, tensors())
+    file = tmp_path / "pytorch_model.bin"
+    file.write_bytes(file.read_bytes()[:-200])
+    with pytest.raises(CheckpointError, match="what cannot be read .*download it again"):
+        load_checkpoint(tmp_path)
+    file.write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(CheckpointError, match="Git LFS pointer"):
+        load_checkpoint(tmp_path)

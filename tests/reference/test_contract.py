@@ -13,8 +13,11 @@ from bitassay.reference import polynomials
 from bitassay.reference.arch import ARCHES, Arch, TensorCore, get_arch
 from bitassay.reference.contract import (
     CONTRACT_VERSION,
+    DRAFT_DEPTH,
+    DRAFT_KINDS,
     Contract,
     default_contract,
+    draft_operations,
     operations,
 )
 
@@ -32,6 +35,12 @@ DIGESTS = {
         "sm_86": "1b2263c86c830346f58b08a4e4e2b716d4740842f254660515b593e44da4a395",
         "sm_89": "9b8d6ca79224df1983e4b8446a1f641224ebf312f350429d9f50decd3b20dd0a",
         "sm_90": "1f21eaebf343fce324f601679a9b32981b0e7d9f72a1d0ec6fb0502d757143a2",
+    },
+    3: {
+        "sm_80": "eb1ff1b3a18f97e067e3f9dcbd7d31770cb5b2f0955e66c7755b753d6a01fbb4",
+        "sm_86": "6b5718aab6cf691f7c3a6bec8841204ebe2b1b9d005356c925eff374867f0e4c",
+        "sm_89": "463b82e2f45656720f40d80165ffae132a7540630d533b5c479d29eaf749a964",
+        "sm_90": "b25abb5814953a6f0aa2dfa71996e4002e37ab3660875b15f63dbff35594ab02",
     },
 }
 
@@ -118,6 +127,21 @@ def test_operations() -> None:
     assert operations("qwen3", 1) == ("embedding", *qwen3, "norm", "lm_head")
     with pytest.raises(ValueError, match=r"gpt-2.*context-lm, llama, qwen3"):
         operations("gpt-2")
+
+
+def test_draft_operations() -> None:
+    assert DRAFT_DEPTH == 5
+    assert DRAFT_KINDS == ("eagle", "eagle3")
+    layer = (
+        "qkv_proj rotary attention o_proj attention_residual post_attention_layernorm "
+        "gate_up_proj silu_and_mul down_proj hidden"
+    ).split()
+    eagle = ["embedding", "fc", *layer, "lm_head"]
+    third = ["embedding", "fc", "input_layernorm", "hidden_norm", *layer, "norm", "lm_head"]
+    assert draft_operations("eagle") == tuple(f"draft.{name}" for name in eagle)
+    assert draft_operations("eagle3") == tuple(f"draft.{name}" for name in third)
+    with pytest.raises(ValueError, match=r"'medusa': known are eagle, eagle3"):
+        draft_operations("medusa")
 
 
 @pytest.mark.parametrize(

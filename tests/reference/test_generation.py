@@ -14,7 +14,7 @@ from torch import Tensor
 from bitassay.reference import generation
 from bitassay.reference.checkpoint import load_checkpoint
 from bitassay.reference.contract import default_contract
-from bitassay.reference.generation import KVCache, _batches
+from bitassay.reference.generation import KVCache, batches
 from bitassay.reference.model import CausalLM, load_model
 from bitassay.reference.trace import Trace
 
@@ -169,7 +169,7 @@ def test_sharding_and_a_tied_table_stored_twice_change_nothing(tmp_path: Path) -
 
 
 def test_prepared_weights_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bitassay.reference import model as module
+    from bitassay.reference import layer as module
 
     path = write_tiny_llama(tmp_path, **SMALL)
     contract = default_contract("sm_89")
@@ -225,11 +225,11 @@ def test_progress_counts_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_batches_hold_whole_sequences_in_order() -> None:
-    assert _batches([]) == []
-    assert _batches([5]) == [[0]]
-    assert _batches([1023, 1, 1]) == [[0, 1], [2]]
-    assert _batches([5000, 1, 1]) == [[0], [1, 2]]
-    assert _batches([100] * 23) == [list(range(11)), list(range(11, 22)), [22]]
+    assert batches([]) == []
+    assert batches([5]) == [[0]]
+    assert batches([1023, 1, 1]) == [[0, 1], [2]]
+    assert batches([5000, 1, 1]) == [[0], [1, 2]]
+    assert batches([100] * 23) == [list(range(11)), list(range(11, 22)), [22]]
 
 
 @pytest.mark.parametrize(

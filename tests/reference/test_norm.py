@@ -12,7 +12,7 @@ from draw import KINDS, matrix
 from same_bits import assert_same_bits, from_patterns, patterns
 from torch import Tensor
 
-from bitassay.reference.norm import add_rms_norm, rms_norm
+from bitassay.reference.norm import add, add_rms_norm, rms_norm
 
 KIND = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 every_dtype = pytest.mark.parametrize("dtype", list(KIND))
@@ -48,6 +48,7 @@ def test_add_rms_norm_equals_the_twin(kind: str, dtype: torch.dtype) -> None:
         pairs = zip(x, residual, strict=True)
         want = [op.add_rows(patterns(a), patterns(b), KIND[dtype]) for a, b in pairs]
         assert_same_bits(stream, rows_of(want, dtype))
+        assert_same_bits(add(x, residual), rows_of(want, dtype))
         # The rounded stream is what is normalised.
         assert_same_bits(normed, twin_rms_norm(rows_of(want, dtype), weight, 1e-5))
 
@@ -166,3 +167,7 @@ def test_what_is_refused() -> None:
         add_rms_norm(x, x.half(), weight, eps=1e-5)
     with pytest.raises(TypeError, match="one dtype"):
         add_rms_norm(x.float(), x.float(), weight.float(), eps=1e-5)
+    with pytest.raises(ValueError, match=r"alike.*\[2, 8\].*\[1, 8\]"):
+        add(x, x[:1])
+    with pytest.raises(TypeError, match="bfloat16 or float16, found torch.float32"):
+        add(x.float(), x.float())

@@ -31,7 +31,9 @@ class Placement:
 
     positions, slots: int64 [T], slot = block * 16 + offset. query_start: int32 [R + 1], the rows
     of each sequence. seq_lens: int32 [R], its keys, those of its rows included. block_tables:
-    int32 [R, W]. max_query_len, max_seq_len: of the longest, known without asking the device.
+    int32 [R, W]. max_query_len, max_seq_len: of the longest or more, known without asking the
+    device. padded: whether rows may follow the last sequence's; they belong to none, and what is
+    computed of them is used by nothing.
     """
 
     positions: Tensor
@@ -41,6 +43,7 @@ class Placement:
     block_tables: Tensor
     max_query_len: int
     max_seq_len: int
+    padded: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +61,9 @@ class Batch(Placement):
         """Return the batch of a placement."""
         values = {field.name: getattr(placement, field.name) for field in fields(Placement)}
         return cls(**values, ids=ids, cache=cache)
+
+
+_TENSORS = ("positions", "slots", "query_start", "seq_lens", "block_tables")
 
 
 def place(segments: Sequence[Segment], tables: Sequence[list[int]]) -> Placement:
@@ -92,13 +98,14 @@ def upload(placements: Sequence[Placement], device: torch.device) -> list[Placem
     step.
     """
     columns: dict[str, list[Tensor]] = {}
-    for name in (f.name for f in fields(Placement) if not f.name.startswith("max_")):
+    for name in _TENSORS:
         columns[name] = upload_all([getattr(p, name) for p in placements], device)
     return [
         Placement(
             **{name: column[i] for name, column in columns.items()},
             max_query_len=placement.max_query_len,
             max_seq_len=placement.max_seq_len,
+            padded=placement.padded,
         )
         for i, placement in enumerate(placements)
     ]

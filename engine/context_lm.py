@@ -12,14 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..kernels import embedding as embeddings
-from ..kernels.embedding import embedding
-from ..kernels.fingerprint import fingerprint_rows, fold
 from ..kernels.flags import Flag
-from ..kernels.launch import check_device
-from ..kernels.linear import lm_head
-from ..kernels.linear_pointer import INTERPRETED
-from ..kernels.sample import decide
 from ..reference.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -29,7 +22,9 @@ from ..reference.checkpoint import (
     require,
 )
 from ..reference.contract import Contract
+from .backend import Backend, kernels_backend
 from .checks import Prompts, check_ids
+from .choices import choices
 from .trace import TOP, Trace
 
 
@@ -41,7 +36,11 @@ class ContextLM:
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, contract: Contract, device: str | torch.device
+        self,
+        checkpoint: Checkpoint,
+        contract: Contract,
+        device: str | torch.device,
+        backend: Backend | None = None,
     ) -> None:
         config = checkpoint.path / "config.json"
         if checkpoint.config.get("model_type") != "context-lm":
@@ -50,6 +49,7 @@ class ContextLM:
                 f"{checkpoint.config.get('model_type')!r}: name another checkpoint"
             )
         self.contract = contract
+        self._run = kernels_backend() if backend is None else backend
         self.vocab_size = config_int(checkpoint, "vocab_size", minimum=TOP)
         self.context_size = config_int(checkpoint, "context_size")
         self.embedding_size = config_int(checkpoint, "embedding_size")
@@ -73,7 +73,7 @@ class ContextLM:
         self._tables = [weights[name] for name in tables]
         self._weight, self._bias = weights["lm_head.weight"], weights["lm_head.bias"]
         self.device = self._weight.device
-        check_device(INTERPRETED, self.device, contract.arch)
+        self._run.check_device(self.device, contract.arch)
 
     @classmethod
     def from_pretrained(
@@ -82,14 +82,16 @@ class ContextLM:
         *,
         contract: Contract,
         device: str | torch.device = "cuda",
+        backend: Backend | None = None,
     ) -> ContextLM:
         """Load from a model directory or a checkpoint already read.
 
-        device: a CUDA device of the contract's architecture, or the CPU in the emulator. Raises
-        CheckpointError for an unfit checkpoint, RuntimeError for another device.
+        device: a CUDA device of the contract's architecture, or the CPU in the emulator. backend:
+        what it runs on, None for the kernels. Raises CheckpointError for an unfit checkpoint,
+        RuntimeError for another device.
         """
         checkpoint = path if isinstance(path, Checkpoint) else load_checkpoint(path)
-        return cls(checkpoint, contract, device)
+        return cls(checkpoint, contract, device, backend)
 
     def generate(
         self,
@@ -169,17 +171,15 @@ class ContextLM:
             out = self._weight.new_empty(len(contexts), self._weight.shape[1])
         for j, table in enumerate(self._tables):
             columns = out[:, j * self.embedding_size : (j + 1) * self.embedding_size]
-            embedding(contexts[:, j], table, out=columns)
+            self._run.embedding(contexts[:, j], table, out=columns)
         return out
 
     def _step(self, hidden: Tensor, nans: Flag, first_row: int) -> tuple[Tensor, ...]:
         """Return a trace's fields but the last, one entry a row, on the device."""
-        logits = lm_head(hidden, self._weight, self._bias, contract=self.contract)
-        values, ids, margins = decide(logits, TOP, nans=nans, first_row=first_row)
-        width = 8 * values.element_size()
-        bits = values.view(torch.int16 if width == 16 else torch.int32).long() & (1 << width) - 1
-        fingerprints = torch.stack([fingerprint_rows(hidden), fingerprint_rows(logits)], dim=1)
-        return ids[:, 0].int(), ids.int(), bits, margins, fingerprints
+        logits = self._run.lm_head(hidden, self._weight, self._bias, contract=self.contract)
+        chosen = choices(self._run, logits, nans, first_row)
+        prints = [self._run.fingerprint_rows(rows) for rows in (hidden, logits)]
+        return *chosen, torch.stack(prints, dim=1)
 
     def _fold_prompts(self, prompts: Prompts) -> Tensor:  # -> [S, 2]
         """Return each prompt's fold over the rows before the one that chooses the first token.
@@ -188,9 +188,10 @@ class ContextLM:
         """
         rows = [self._contexts(prompt)[:-1] for prompt in prompts]
         contexts = self._on_device([context for some in rows for context in some])
-        prints = fingerprint_rows(self._hidden(contexts)).split([len(some) for some in rows])
+        prints = self._run.fingerprint_rows(self._hidden(contexts))
+        parts = prints.split([len(some) for some in rows])
         nothing = contexts.new_zeros(())
-        return torch.stack([torch.stack([fold(some), nothing]) for some in prints])
+        return torch.stack([torch.stack([self._run.fold(some), nothing]) for some in parts])
 
     def _contexts(self, ids: Sequence[int]) -> list[list[int]]:
         """Return, for every row of a sequence, the ids it sees, newest first."""
@@ -210,4 +211,4 @@ class ContextLM:
                 f"prompt {prompt}, step {step}: expected numbers among the logits, found NaN, "
                 f"first at id {first[1]}: the weights are too large to be decoded"
             )
-        embeddings.check()
+        self._run.check()

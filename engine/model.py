@@ -8,15 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..kernels import cache, embedding, rotary
-from ..kernels.launch import check_device
-from ..kernels.linear import lm_head
-from ..kernels.linear_pointer import INTERPRETED
-from ..kernels.norm import add_rms_norm, rms_norm
 from ..reference.checkpoint import Checkpoint, load_checkpoint
 from ..reference.config import ModelConfig
 from ..reference.contract import Contract, operations
 from . import generate
+from .backend import Backend, kernels_backend
 from .batch import Batch
 from .checks import Prompts
 from .layer import Layer, Observe, Shared
@@ -32,23 +28,32 @@ class CausalLM:
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, contract: Contract, device: str | torch.device
+        self,
+        checkpoint: Checkpoint,
+        contract: Contract,
+        device: str | torch.device,
+        backend: Backend | None = None,
     ) -> None:
         config = ModelConfig.from_checkpoint(checkpoint)
         self.config, self.contract = config, contract
+        self.backend = backend = kernels_backend() if backend is None else backend
         self.operations = operations(config.model_type, config.num_layers)
         weights = {name: t.to(device) for name, t in config.weights(checkpoint).items()}
-        self._embed_tokens = weights["model.embed_tokens.weight"]
-        self._lm_head = weights["lm_head.weight"]
-        self.device = self._embed_tokens.device
-        check_device(INTERPRETED, self.device, contract.arch)
+        self.embed_tokens = weights["model.embed_tokens.weight"]
+        self.lm_head = weights["lm_head.weight"]
+        self.device = self.embed_tokens.device
+        backend.check_device(self.device, contract.arch)
         table = config.rotary_table
-        shared = Shared(config, contract, table.cos.to(device), table.sin.to(device))
+        shared = Shared(config, contract, backend, table.cos.to(device), table.sin.to(device))
         self.layers = [
-            Layer.load(shared, _take(weights, f"model.layers.{i}."))
+            Layer.load(shared, take(weights, f"model.layers.{i}."))
             for i in range(config.num_layers)
         ]
-        self._norm = weights["model.norm.weight"]
+        # What the rows before each layer, and after the last, are normalised with.
+        self._norms = [
+            *(_norm_of(layer.input_layernorm) for layer in self.layers),
+            weights["model.norm.weight"],
+        ]
 
     @classmethod
     def from_pretrained(
@@ -57,14 +62,16 @@ class CausalLM:
         *,
         contract: Contract,
         device: str | torch.device = "cuda",
+        backend: Backend | None = None,
     ) -> CausalLM:
         """Load from a Hugging Face directory or a checkpoint already read.
 
-        device: a CUDA device of the contract's architecture, or the CPU in the emulator. Raises
-        CheckpointError for an unfit checkpoint, RuntimeError for another device.
+        device: a CUDA device of the contract's architecture, or the CPU in the emulator. backend:
+        what it runs on, None for the kernels. Raises CheckpointError for an unfit checkpoint,
+        RuntimeError for another device.
         """
         checkpoint = path if isinstance(path, Checkpoint) else load_checkpoint(path)
-        return cls(checkpoint, contract, device)
+        return cls(checkpoint, contract, device, backend)
 
     def new_cache(self, blocks: int) -> PagedCache:
         """Return a cache of so many blocks of 16 positions for this model."""
@@ -75,29 +82,28 @@ class CausalLM:
 
         Rows of any sequences, prompts and decoding mixed; a row's bits depend on its own sequence
         alone. observe: called with each operation's name, as `contract.operations` has it, and
-        its rows; they may be overwritten later. Nothing waits for the device: `check` tells of
+        its rows, which nothing overwrites later. Nothing waits for the device: `check` tells of
         ids, positions and slots that were out of range.
         """
         tell = observe or _nothing
-        eps = self.config.rms_norm_eps
-        residual = embedding.embedding(batch.ids, self._embed_tokens)
+        eps, run = self.config.rms_norm_eps, self.backend
+        residual = run.embedding(batch.ids, self.embed_tokens)
         tell("embedding", residual)
-        normed = rms_norm(residual, self.layers[0].input_layernorm, eps=eps)
+        normed = run.rms_norm(residual, self._norms[0], eps=eps)
         tell("layers.0.input_layernorm", normed)
         for i, layer in enumerate(self.layers):
             update, residual = layer.forward(
-                normed, residual, batch, i, _within(f"layers.{i}.", observe)
+                normed, residual, batch, i, within(f"layers.{i}.", observe)
             )
-            last = i + 1 == len(self.layers)
-            weight = self._norm if last else self.layers[i + 1].input_layernorm
-            normed, residual = add_rms_norm(update, residual, weight, eps=eps)
+            normed, residual = run.add_rms_norm(update, residual, self._norms[i + 1], eps=eps)
             tell(f"layers.{i}.mlp_residual", residual)
+            last = i + 1 == len(self.layers)
             tell("norm" if last else f"layers.{i + 1}.input_layernorm", normed)
         return normed
 
     def logits(self, hidden: Tensor) -> Tensor:  # [R, H] -> [R, V]
         """Return the logits of rows of `forward`."""
-        return lm_head(hidden, self._lm_head, contract=self.contract)
+        return self.backend.lm_head(hidden, self.lm_head, contract=self.contract)
 
     def generate(
         self,
@@ -130,26 +136,27 @@ class CausalLM:
 
     def check(self) -> None:
         """Wait for the device; ValueError for an id, position or slot out of range since last."""
-        errors = []
-        for operation in (embedding, rotary, cache):  # all, so that none is left for later
-            try:
-                operation.check()
-            except ValueError as error:
-                errors.append(error)
-        if errors:
-            raise errors[0]
+        self.backend.check()
 
 
-def _take(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def take(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Take the tensors below a prefix out of weights, which frees those that will be packed."""
     names = [name for name in weights if name.startswith(prefix)]
     return {name.removeprefix(prefix): weights.pop(name) for name in names}
 
 
-def _within(prefix: str, observe: Observe | None) -> Observe:
+def within(prefix: str, observe: Observe | None) -> Observe:
+    """Return an observer that is told of names below a prefix."""
     if observe is None:
         return _nothing
     return lambda name, rows: observe(prefix + name, rows)
+
+
+def _norm_of(weight: Tensor | None) -> Tensor:
+    """Return the weight of a norm that every layer of these models has."""
+    if weight is None:
+        raise ValueError("expected a layer with an input_layernorm, found none")
+    return weight
 
 
 def _nothing(name: str, rows: Tensor) -> None:

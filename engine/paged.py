@@ -4,17 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ..kernels.cache import BLOCK_SIZE
-from ..reference.config import ModelConfig
+from .blocks import BLOCK_SIZE, blocks_for
+
+__all__ = ["BLOCK_SIZE", "BlockAllocator", "CacheSizes", "PagedCache", "blocks_for", "slots_of"]
 
 
-def blocks_for(length: int) -> int:
-    """Return how many blocks so many positions take."""
-    return -(-length // BLOCK_SIZE)
+class CacheSizes(Protocol):
+    """What a model's configuration says of its cache."""
+
+    @property
+    def num_layers(self) -> int:
+        """How many layers keep keys and values."""
+
+    @property
+    def num_kv_heads(self) -> int:
+        """How many heads of keys and of values a layer has."""
+
+    @property
+    def head_dim(self) -> int:
+        """How many elements a head has."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What they are stored in."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +46,7 @@ class PagedCache:
     v: tuple[Tensor, ...]
 
     @classmethod
-    def empty(cls, config: ModelConfig, blocks: int, device: torch.device) -> PagedCache:
+    def empty(cls, config: CacheSizes, blocks: int, device: torch.device) -> PagedCache:
         """Return a cache of so many blocks, unwritten."""
         shape = (blocks, BLOCK_SIZE, config.num_kv_heads, config.head_dim)
 

@@ -13,17 +13,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..kernels.fingerprint import fingerprint_rows, fold
 from ..kernels.flags import Flag
-from ..kernels.sample import decide
 from .batch import Batch, Placement, Segment, place, upload, upload_all
+from .choices import CHOOSING as _CHOOSING
+from .choices import choices
 from .paged import BlockAllocator, blocks_for
-from .trace import TOP, Trace
+from .trace import Trace
 
 if TYPE_CHECKING:
     from .model import CausalLM
-
-_CHOOSING = 256  # rows whose logits are looked at together: a vocabulary makes them wide
 
 
 @dataclass(frozen=True)
@@ -85,19 +83,20 @@ class Run:
     ) -> list[tuple[Tensor, ...]]:
         """Run one step without waiting for it; return what its rows choose, as traces have it."""
         rows = {name: row for row, name in enumerate(self._model.operations)}
+        prints = self._model.backend.fingerprint_rows
 
         def observe(name: str, values: Tensor, places: Tensor = step.places) -> None:
-            self._prints[rows[name]].index_copy_(0, places, fingerprint_rows(values))
+            self._prints[rows[name]].index_copy_(0, places, prints(values))
 
         ids = self._ids.index_select(0, step.places)
         hidden = self._model.forward(Batch.of(step.placement, ids, self._cache), observe)
-        columns = []
+        columns: list[tuple[Tensor, ...]] = []
         for some in range(0, len(step.choosing), _CHOOSING):
             written = step.written[some : some + _CHOOSING]
             chosen = hidden.index_select(0, step.choosing[some : some + _CHOOSING])
             logits = self._model.logits(chosen)
             observe("lm_head", logits, written - 1)
-            columns.append(_choices(logits, nans, first_row + some))
+            columns.append(choices(self._model.backend, logits, nans, first_row + some))
             if keep_choices:
                 self._ids.index_copy_(0, written, columns[-1][0].long())
         return columns
@@ -157,6 +156,7 @@ class Run:
         """
         first = self._offsets[sequence]
         end = first + self._prompts[sequence] - 1
+        fold = self._model.backend.fold
         folds = [fold(prints[first:end]) for prints in self._prints[:-1]]
         return torch.stack([*folds, self._prints.new_zeros(())])
 
@@ -168,11 +168,3 @@ class Run:
                 f"prompt {prompt}, step {step}: expected numbers among the logits, found NaN, "
                 f"first at id {first[1]}: the weights are too large to be decoded"
             )
-
-
-def _choices(logits: Tensor, nans: Flag, first_row: int) -> tuple[Tensor, ...]:
-    """Return tokens, top ids, top bits and margins of rows of logits, as a trace has them."""
-    values, ids, margins = decide(logits, TOP, nans=nans, first_row=first_row)
-    width = 8 * values.element_size()
-    bits = values.view(torch.int16 if width == 16 else torch.int32).long() & (1 << width) - 1
-    return ids[:, 0].int(), ids.int(), bits, margins

@@ -26,3 +26,34 @@ class Trace:
     margins: Tensor
     fingerprints: Tensor
     prompt_fingerprints: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class EngineDrafts:
+    """What was drafted for one sequence in N rounds of K drafts, under D operations of the head.
+
+    rounds: (t, drafted, accepted), where t is the generated token after which was drafted.
+    draft_tokens: int32 [N, K], -1 beyond drafted. fingerprints: int64 [N, K, D], the row that
+    chose each draft, zeros beyond drafted. first_pass: int64 [T, D], row t the first-pass row at
+    position P + t - 1, zeros where none ran; its column draft.lm_head is 0, since only a round's
+    base row has logits, and that is among `fingerprints`. prompt_fingerprints: int64 [D], the
+    first-pass rows at positions 0 … P - 2, folded. D is in the order of
+    `contract.draft_operations`.
+    """
+
+    rounds: list[tuple[int, int, int]]
+    draft_tokens: Tensor
+    fingerprints: Tensor
+    first_pass: Tensor
+    prompt_fingerprints: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class EngineTrace(Trace):
+    """A trace with what was drafted on the way; drafts: None where the engine drafts nothing.
+
+    Where the engine captures nothing, top_ids, top_bits, margins and fingerprints have no columns
+    (sizes [T, 0], [T, 0], [0], [T, 0], [0]); tokens and rounds are there all the same.
+    """
+
+    drafts: EngineDrafts | None

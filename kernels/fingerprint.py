@@ -12,18 +12,11 @@ import triton.language as tl
 from torch import Tensor
 
 from . import launch
+from .fingerprint_into import fingerprint_into as fingerprint_into
+from .mix import INFINITY, mix
 
-# The largest pattern, sign aside, that is not a NaN.
-_INFINITY = {torch.bfloat16: 0x7F80, torch.float16: 0x7C00, torch.float32: 0x7F800000}
 _GRAIN = 8192  # elements a program mixes; in the emulator few programs are quicker than many
 _EMULATED_GRAIN = 1 << 18
-
-
-@triton.jit
-def _mix(x):  # uint64 -> uint64
-    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9
-    x = (x ^ (x >> 27)) * 0x94D049BB133111EB
-    return x ^ (x >> 31)
 
 
 @triton.jit
@@ -41,7 +34,7 @@ def _fingerprint_rows(
     pattern = tl.load(pointers, mask=inside, other=0).to(tl.int64) & ((1 << WIDTH) - 1)
     quiet: tl.constexpr = (1 << (WIDTH - 1)) - 1
     pattern = tl.where((pattern & quiet) > INFINITY, quiet, pattern)  # every NaN counts alike
-    mixed = _mix((((cols[None, :] + 1) << 32) | pattern).to(tl.uint64))
+    mixed = mix(((cols[None, :] + 1) << 32) | pattern)
     row_sums = tl.sum(tl.where(inside, mixed.to(tl.int64), 0), axis=1)
     tl.atomic_add(out_ptr + rows, row_sums, mask=rows < R)
 
@@ -52,7 +45,7 @@ def fingerprint_rows(x: Tensor, columns: int | None = None) -> Tensor:  # [R, D]
     x: fp32, bf16 or fp16, any strides. columns: only the first so many count, which leaves out a
     padded vocabulary. Raises TypeError or ValueError for other dtypes or shapes.
     """
-    if x.dtype not in _INFINITY:
+    if x.dtype not in INFINITY:
         raise TypeError(f"expected float32, bfloat16 or float16, found {x.dtype}")
     if x.dim() != 2 or not 0 <= (x.shape[1] if columns is None else columns) <= x.shape[1]:
         raise ValueError(f"expected [R, D] and columns within D, found {list(x.shape)}, {columns}")
@@ -71,7 +64,7 @@ def fingerprint_rows(x: Tensor, columns: int | None = None) -> Tensor:  # [R, D]
             x.view(torch.int32 if x.element_size() == 4 else torch.int16), out,
             height, width,
             *x.stride(),
-            INFINITY=_INFINITY[x.dtype], WIDTH=8 * x.element_size(),
+            INFINITY=INFINITY[x.dtype], WIDTH=8 * x.element_size(),
             BLOCK_R=block_r, BLOCK_D=block_d,
             num_warps=8, enable_fp_fusion=False,
         )  # fmt: skip
@@ -82,7 +75,7 @@ def fingerprint_rows(x: Tensor, columns: int | None = None) -> Tensor:  # [R, D]
 def _fold(rows_ptr, out_ptr, R, stride_r, BLOCK_R: tl.constexpr):  # [R], [1] zeros
     rows = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     prints = tl.load(rows_ptr + rows * stride_r, mask=rows < R, other=0).to(tl.uint64)
-    mixed = _mix(prints + (rows + 1).to(tl.uint64) * 0x9E3779B97F4A7C15)
+    mixed = mix(prints + (rows + 1).to(tl.uint64) * 0x9E3779B97F4A7C15)
     tl.atomic_add(out_ptr, tl.sum(tl.where(rows < R, mixed.to(tl.int64), 0), axis=0))
 
 

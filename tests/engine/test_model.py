@@ -12,8 +12,8 @@ import torch
 from same_bits import assert_same_bits
 from torch import Tensor
 
-from bitassay.engine import layer as layers
 from bitassay.engine import run
+from bitassay.engine.backend import kernels_backend
 from bitassay.engine.batch import Batch, Segment, place
 from bitassay.engine.model import CausalLM
 from bitassay.engine.paged import BlockAllocator
@@ -199,12 +199,15 @@ def norm_of_unrounded_sum(
     ],
 )
 def test_another_rounding_is_named_by_the_first_operation_that_differs(
-    gpu_emulation: str, tiny: Tiny, truth: Any, monkeypatch: pytest.MonkeyPatch,
-    name: str, tampered: Any, first: str,
-) -> None:  # fmt: skip
+    gpu_emulation: str, tiny: Tiny, truth: Any, name: str, tampered: Any, first: str
+) -> None:
     want = truth("one layer", gpu_emulation)
-    made = engine(tiny(**MODELS["one layer"]), small(gpu_emulation))
-    monkeypatch.setattr(layers, name, tampered)
+    made = CausalLM.from_pretrained(
+        tiny(**MODELS["one layer"]),
+        contract=small(gpu_emulation),
+        device="cpu",
+        backend=replace(kernels_backend(), **{name: tampered}),
+    )
     got = made.replay(PROMPTS, [trace.tokens.tolist() for trace in want])
     same = torch.cat([a.fingerprints == b.fingerprints for a, b in zip(got, want, strict=True)])
     differing = [n for n, equal in zip(made.operations, same.all(0), strict=True) if not equal]

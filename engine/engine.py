@@ -1,0 +1,215 @@
+"""The engine: requests in, tokens out step by step, and the exact bits behind them at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import count
+from typing import TYPE_CHECKING
+
+from . import serve
+from .blocks import BlockManager
+from .checks import Prompts, check_blocks, check_ids, check_lengths, check_max_tokens
+from .config import EngineConfig
+from .record import Record
+from .request import Output, Request
+from .room import default_blocks
+from .runner import Runner
+from .scheduler import Scheduler
+from .stats import Stats
+from .trace import EngineTrace
+
+if TYPE_CHECKING:
+    from .eagle import EagleHead
+    from .model import CausalLM
+
+
+class Engine:
+    """Serves requests on one device: greedy, batched, with or without a draft head.
+
+    Whatever the configuration, the other requests and the moment of arrival, a request's tokens
+    and bits are those of its prompt alone. Blocks of earlier requests are found again by later
+    ones until `reset_prefix_cache`.
+    """
+
+    def __init__(
+        self,
+        model: CausalLM,
+        head: EagleHead | None = None,
+        config: EngineConfig | None = None,
+        *,
+        runner: Runner | None = None,
+    ) -> None:
+        """Make the caches. head: what drafts; where K is 0 it does not run.
+
+        runner: what runs the steps, None for one over the model. Raises ValueError where drafts
+        are asked for without a head.
+        """
+        config = config or EngineConfig()
+        drafting = config.num_draft_tokens > 0
+        if drafting and head is None:
+            raise ValueError(
+                f"num_draft_tokens {config.num_draft_tokens}: expected a draft head, found none: "
+                "load one, or ask for no drafts"
+            )
+        self._model = model
+        if config.num_blocks is None:
+            blocks = default_blocks(model, head if drafting else None, config)
+            config = replace(config, num_blocks=blocks)
+        assert config.num_blocks is not None
+        self.config = config
+        self.stats = Stats()
+        self._num_blocks = config.num_blocks
+        self._blocks = BlockManager(
+            config.num_blocks, caching=config.enable_prefix_caching, drafting=drafting
+        )
+        self._scheduler = Scheduler(config, self._blocks, self.stats)
+        self._runner = runner or Runner(model, head if drafting else None, config)
+        self._records: dict[int, Record] = {}
+        self._numbers = count()
+
+    @property
+    def has_unfinished(self) -> bool:
+        """Whether a request waits or runs."""
+        return bool(self._scheduler.waiting or self._scheduler.running)
+
+    def add_request(
+        self,
+        prompt_ids: Sequence[int],
+        max_tokens: int,
+        *,
+        eos_token_id: int | None = None,
+        ignore_eos: bool = True,
+    ) -> int:
+        """Put a request into the queue and return its number.
+
+        It ends after max_tokens tokens ("length"), or with eos_token_id ("stop") unless eos is
+        ignored. Raises ValueError for a request that could never run: an empty prompt, ids outside
+        the vocabulary, max_tokens below 1, more positions than the model has, more blocks than the
+        cache has. Nothing is queued then.
+        """
+        number = next(self._numbers)
+        (ids,) = self.check([prompt_ids], [max_tokens], "request", first=number)
+        if not ignore_eos and eos_token_id is None:
+            raise ValueError(
+                f"request {number}: expected eos_token_id where eos is not ignored, found None"
+            )
+        request = Request(number, ids, max_tokens, eos_token_id, ignore_eos)
+        self._scheduler.add(request)
+        self._records[number] = Record(request)
+        return number
+
+    def cancel(self, request: int) -> None:
+        """End a request between two steps, whether it waits, runs or was preempted.
+
+        Its blocks come back, it has no further output, and it leaves nothing to `take`. One that
+        has ended stays as it is. KeyError for a number that is unknown, cancelled or was taken.
+        """
+        known = self._records[request].request
+        if not known.done:
+            self._scheduler.cancel(known)
+            del self._records[request]
+
+    def step(self) -> list[Output]:
+        """Run one step; return what it gave each request that got tokens, or [] if none is left.
+
+        Raises ValueError for NaN among the logits, naming the request; nothing of that step
+        counts then, and the request has to be cancelled before the next.
+        """
+        rows = self._scheduler.schedule()
+        if not rows:
+            if self.has_unfinished:
+                raise RuntimeError("requests are left, but the scheduler gave none of them a row")
+            return []
+        results = self._runner.run(rows)
+        self.stats.steps += 1
+        for result in results:
+            self._records[result.request].results.append(result)
+        return self._scheduler.update(results, self._ended)
+
+    def take(self, request: int) -> EngineTrace:
+        """Return the trace of a request that has ended, and forget the request.
+
+        ValueError for one that has not ended, and for what the device flagged since the last
+        check. KeyError for a number that is unknown, cancelled or was taken.
+        """
+        return self.take_all([request])[0]
+
+    def take_all(self, requests: Sequence[int]) -> list[EngineTrace]:
+        """Return the traces of requests together, which waits for the device once; as `take`."""
+        records = [self._records[number] for number in requests]
+        for record in records:
+            if not record.request.done:
+                raise ValueError(
+                    f"request {record.request.number}: expected it to have ended, found it "
+                    f"{record.request.status.value}: take it after its last output, or cancel it"
+                )
+        self.check_device()
+        fold, depth = self._model.backend.fold, self.config.num_draft_tokens
+        traces = [record.trace(fold, depth) for record in records]
+        for number in requests:
+            del self._records[number]
+        return traces
+
+    def generate(
+        self,
+        prompts: Prompts,
+        max_tokens: int | Sequence[int],
+        *,
+        order: Sequence[int] | None = None,
+        arrivals: Sequence[int] | None = None,
+        cancelled: Mapping[int, int] | None = None,
+    ) -> list[EngineTrace | None]:
+        """Run prompts to their end, eos ignored; return traces in the order of the prompts.
+
+        max_tokens: of all, or of each. order: the permutation in which prompts are added.
+        arrivals: for each prompt the step, counted from 0, before which it is added. cancelled:
+        for some prompts the number of tokens after which they are cancelled, 0 for before their
+        first row; their trace is None, unless the step that brings these brings the last as well.
+        Other requests of the engine go on beside. Raises ValueError as `add_request`, before
+        anything is added.
+        """
+        return serve.generate(self, prompts, max_tokens, order, arrivals, cancelled)
+
+    def stream(self, prompts: Prompts, max_tokens: int | Sequence[int]) -> Iterator[Output]:
+        """Yield what each step gives each prompt, whose place among the prompts is its `request`.
+
+        Tokens alone: there is nothing to `take` afterwards. Closed early, it cancels what is left.
+        Raises ValueError as `add_request`, before anything is added.
+        """
+        return serve.stream(self, prompts, max_tokens)
+
+    def reset_prefix_cache(self) -> None:
+        """Let no later request find blocks that were computed before now."""
+        self._blocks.forget()
+
+    def check(
+        self, prompts: Prompts, max_tokens: Sequence[int], what: str, *, first: int = 0
+    ) -> list[list[int]]:
+        """Return prompts as lists; ValueError naming the first that could never run."""
+        config = self._model.config
+        checked = check_ids(prompts, config.vocab_size, what, first=first)
+        lengths = [len(ids) for ids in checked]
+        check_max_tokens(max_tokens, what, first=first)
+        positions = config.max_position_embeddings
+        check_lengths(lengths, max_tokens, positions, what, first=first)
+        check_blocks(lengths, max_tokens, self._num_blocks, what, first=first)
+        return checked
+
+    def check_device(self) -> None:
+        """Wait for the device; ValueError for what it flagged since the last check."""
+        self._model.check()
+
+    def request(self, request: int) -> Request:
+        """Return a request as it stands, for reading; KeyError as `cancel`."""
+        return self._records[request].request
+
+    def drop(self, request: int) -> None:
+        """Cancel a request if it has not ended, and leave nothing to `take`."""
+        if request in self._records:
+            self.cancel(request)
+            self._records.pop(request, None)
+
+    def _ended(self, request: Request) -> None:
+        """Keep the fingerprints of a request's rows, while it still holds their slots."""
+        self._records[request.number].gather(self._runner.prints, self._runner.draft_prints)

@@ -1,0 +1,301 @@
+"""The group of ranks: one collective a step, which never blocks for longer than it may."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from types import TracebackType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from .exchange import Exchange, GlooExchange, NcclExchange
+from .rendezvous import Place, RankError, RankLost, RankTimeout, meet, named
+from .watch import BEAT, SILENCE, Watch
+
+TIMEOUT = 60.0  # seconds for a collective, unless told otherwise
+# The first steps compile kernels, some ranks more of them than others.
+WARM_UP, WARM_UP_FACTOR = 2, 10
+_PATIENCE = 10.0  # seconds more for a rank to find out by itself
+_LONGEST_PAUSE = 1e-3  # seconds between two looks at a collective
+_LIBRARY_GRACE = 60.0  # seconds after which torch ends what this module gave up before
+_LOOPBACK = "lo" if sys.platform == "linux" else "lo0"
+
+Stuck = Callable[[RankError], None]
+
+
+class Group:
+    """Ranks that step together, over NCCL where each has a GPU, else over gloo.
+
+    A group of one needs no torch.distributed. After a RankError the group is of no more use, and
+    so is the process: with NCCL a collective may wait on the GPU for ever, and tearing it down, or
+    an orderly end of Python, would wait for it. Tell the error and end with os._exit.
+    """
+
+    def __init__(
+        self, place: Place, device: torch.device, timeout: float, stuck: Stuck | None = None
+    ) -> None:
+        if timeout <= 0:
+            raise ValueError(f"timeout: expected more than 0 seconds, found {timeout:g}")
+        self.place, self.device = place, device
+        self.rank, self.world_size = place.rank, place.world_size
+        self._timeout, self._entered, self._began = timeout, 0, time.monotonic()
+        self._stuck, self._lost_since = stuck, self._began
+        self._watch: Watch | None = None
+        if self.world_size == 1:
+            return
+        self._watch = Watch(meeting := meet(place, timeout), self._look)
+        if os.environ.get("LOCAL_WORLD_SIZE") == str(self.world_size):
+            # All on one host, whose name gloo would look up, and it need not have an address.
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", _LOOPBACK)
+        nccl = device.type == "cuda"
+        if nccl:
+            # The sum of a few numbers gains nothing by multicast, which not every machine allows.
+            os.environ.setdefault("NCCL_NVLS_ENABLE", "0")
+
+        def init() -> None:
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if nccl else "gloo",
+                store=meeting.store,
+                rank=self.rank,
+                world_size=self.world_size,
+                timeout=timedelta(seconds=timeout * WARM_UP_FACTOR + _LIBRARY_GRACE),
+                device_id=device if nccl else None,
+            )
+
+        self._bounded(init, "joining the group")
+        self._exchange: Exchange = (
+            NcclExchange(device, self.world_size + 1) if nccl else GlooExchange()
+        )
+
+    @classmethod
+    def join(
+        cls,
+        place: Place,
+        *,
+        device: str = "cuda",
+        timeout: float = TIMEOUT,
+        stuck: Stuck | None = None,
+    ) -> Group:
+        """Meet the other ranks and return the group; a rank's GPU is the one of its local rank.
+
+        device: "cuda" or "cpu". timeout: seconds for joining, and for every collective. stuck:
+        called with a RankError, in another thread, when the other ranks are gone for long and this
+        one has not come to see it: whatever waits for the whole GPU, as a first launch or the
+        capture of a graph may, waits for the collectives under way too. It should end the process;
+        None for nothing. Raises ValueError for more ranks than GPUs, which NCCL cannot share,
+        RankTimeout naming ranks that do not come, RankError where the store cannot be had.
+        """
+        return cls(place, bind(place, device), timeout, stuck)
+
+    def note(self, where: str) -> None:
+        """Note what this rank is doing, for the other ranks' errors; costs nothing."""
+        if self._watch is not None:
+            self._watch.note(where)
+
+    def complete(self, number: int) -> None:
+        """Note that a collective was complete."""
+        if self._watch is not None:
+            self._watch.complete(number)
+
+    def sum(self, step: int, count: int) -> Pending:
+        """Begin the sum of all ranks' counts after a step; every rank must, in the same step.
+
+        Returns at once, and the device's own work waits for nothing: read the sum a step later.
+        """
+        self._entered, self._began = self._entered + 1, time.monotonic()
+        if self._watch is None:
+            return Pending(self, self._entered, step, lambda: True, lambda: [count, step])
+        self._watch.enter(self._entered)
+        # Every rank adds its step in a place of its own, so that all see who is in another one.
+        values = [count, *(step if r == self.rank else 0 for r in range(self.world_size))]
+        done, read = self._exchange.start(values)
+        return Pending(self, self._entered, step, done, read)
+
+    def gather(self, value: Any) -> list[Any] | None:
+        """Return every rank's value, in the order of ranks, on rank 0; None on the others.
+
+        value: plain data, or tensors on the CPU; it is pickled.
+        """
+        if self._watch is None:
+            return [value]
+        self._entered, self._began = self._entered + 1, time.monotonic()
+        self._watch.enter(self._entered)
+        found: list[Any] | None = [None] * self.world_size if self.rank == 0 else None
+        self._bounded(lambda: dist.gather_object(value, found), "gathering results")
+        return found
+
+    def __enter__(self) -> Group:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Leave the group when all is done; after an error only tell the others of it."""
+        if self._watch is None:
+            return
+        if error is not None:
+            self._watch.fail(error)
+            return
+        self.sum(-1, 0).result()  # so that none ends, and takes its store along, before the others
+        self._watch.leave()
+        dist.destroy_process_group()
+
+    def wait(self, number: int, what: str, done: Callable[[], bool]) -> None:
+        """Look at something until it is done; raise RankLost or RankTimeout if it will not be."""
+        if self._watch is None:
+            return
+        timeout = self._allowed(number)
+        deadline = time.monotonic() + timeout
+        pause, look = 0.0, time.monotonic() + BEAT
+        while not self._done(done, what):
+            time.sleep(pause)
+            pause = min(_LONGEST_PAUSE, pause + 1e-5)
+            if (now := time.monotonic()) < look:
+                continue
+            look = now + BEAT / 2
+            self._refuse_lost(what)
+            # Two beats more: by then a rank that did take part has said so.
+            if now > deadline + 2 * BEAT:
+                raise self._timed_out(number, what, timeout)
+
+    def _allowed(self, number: int) -> float:
+        """Seconds for a collective."""
+        return self._timeout * (WARM_UP_FACTOR if 0 < number <= WARM_UP else 1)
+
+    def _look(self) -> None:
+        """See whether this rank is stuck; in the heartbeat's thread, which never asks the GPU.
+
+        A rank that is well, and waits in `wait`, has raised the same long before.
+        """
+        if self._stuck is None or self._watch is None:
+            return
+        now, number = time.monotonic(), self._entered
+        what = f"what follows collective {number}"
+        if not (lost := self._watch.lost()):
+            self._lost_since = now
+        elif now - self._lost_since > _PATIENCE:
+            self._stuck(self._lost(what, lost))
+        timeout = 2 * self._allowed(number) + _PATIENCE
+        if number and now - self._began > timeout and self._watch.missing(number):
+            self._stuck(self._timed_out(number, f"collective {number}", timeout))
+
+    def _done(self, done: Callable[[], bool], what: str) -> bool:
+        """Whether it is; an error of the transport most likely means that a rank is gone."""
+        try:
+            return done()
+        except RuntimeError as error:
+            end = time.monotonic() + SILENCE + 2 * BEAT
+            while time.monotonic() < end:
+                self._refuse_lost(what)
+                time.sleep(BEAT / 2)
+            raise RankError(f"{self.place.name}, {what}: {error}") from error
+
+    def _refuse_lost(self, what: str) -> None:
+        assert self._watch is not None
+        if lost := self._watch.lost():
+            raise self._lost(what, lost)
+
+    def _lost(self, what: str, lost: dict[int, str]) -> RankLost:
+        said = "; ".join(
+            f"{f'rank {rank}' if rank >= 0 else 'the store of the ranks'} {why}"
+            for rank, why in sorted(lost.items())
+        )
+        return RankLost(f"{self.place.name} cannot go on with {what}: {said}")
+
+    def _timed_out(self, number: int, what: str, timeout: float) -> RankTimeout:
+        assert self._watch is not None
+        missing = self._watch.missing(number)
+        if not missing:
+            return RankTimeout(
+                f"{self.place.name}: {what} was not done after {timeout:g} s, although every rank "
+                "takes part: the ranks cannot reach each other"
+            )
+        where = "; ".join(f"rank {rank} {said}" for rank, said in missing.items())
+        return RankTimeout(
+            f"{self.place.name}: {what} was not done after {timeout:g} s, because "
+            f"{named(list(missing))} did not enter it ({where}); a step that takes longer needs a "
+            "larger timeout"
+        )
+
+    def _bounded(self, action: Callable[[], object], what: str) -> None:
+        """Run what may block in a thread, so that this one can give up."""
+        errors: list[Exception] = []
+
+        def run() -> None:
+            try:
+                if self.device.type == "cuda":
+                    torch.cuda.set_device(self.device)  # a thread begins with the first
+                action()
+            except Exception as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=run, name=what, daemon=True)
+        thread.start()
+
+        def done() -> bool:
+            if thread.is_alive():
+                return False
+            if errors:
+                raise RuntimeError(str(errors[0])) from errors[0]
+            return True
+
+        number = self._entered
+        self.wait(number, f"collective {number} ({what})" if number else what, done)
+
+
+class Pending:
+    """A sum that was begun."""
+
+    def __init__(
+        self,
+        group: Group,
+        number: int,
+        step: int,
+        done: Callable[[], bool],
+        read: Callable[[], list[int]],
+    ) -> None:
+        self._group, self._number, self._step = group, number, step
+        self._done, self._read = done, read
+
+    def result(self) -> int:
+        """Wait for the sum and return it; RankTimeout, RankLost, or RankError for a rank astray."""
+        what = f"collective {self._number} (after step {self._step})"
+        self._group.wait(self._number, what, self._done)
+        self._group.complete(self._number)
+        count, *steps = self._read()
+        astray = {rank: step for rank, step in enumerate(steps) if step != self._step}
+        if astray:
+            where = ", ".join(f"rank {rank} is at step {step}" for rank, step in astray.items())
+            raise RankError(
+                f"{self._group.place.name}, {what}: expected every rank at step {self._step}, but "
+                f"{where}: a rank has skipped a collective or entered one too many"
+            )
+        return count
+
+
+def bind(place: Place, device: str) -> torch.device:
+    """Return the device of a rank, made the current one.
+
+    Raises ValueError where there is no GPU of its own for it: two ranks cannot share one.
+    """
+    if device == "cpu":
+        return torch.device("cpu")
+    count = torch.cuda.device_count()
+    if place.local_rank >= count:
+        raise ValueError(
+            f"{place.name} needs GPU {place.local_rank} of its host, which has {count}: NCCL "
+            "cannot share one between ranks: start fewer, or use CPUs"
+        )
+    own = torch.device("cuda", place.local_rank)
+    torch.cuda.set_device(own)
+    torch.zeros((), device=own)  # opens the device now, before anyone counts the seconds
+    return own

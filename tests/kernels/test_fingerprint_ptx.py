@@ -1,0 +1,62 @@
+"""What the compiler makes of a layer's fingerprints for sm_89 and sm_90, with no GPU at hand."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bitassay.reference.arch import get_arch
+
+Found = dict[str, Any]
+
+
+@pytest.fixture(scope="module", params=["sm_89", "sm_90"])
+def compiled(request: pytest.FixtureRequest) -> tuple[str, list[Found]]:
+    """Every launch of an architecture, from one process without the interpreter."""
+    environment = {
+        k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "BITASSAY_ARCH")
+    }
+    script = Path(__file__).with_name("compile_fingerprint_into.py")
+    # Started in the folder of its neighbour, which PYTHONSAFEPATH would hide.
+    path = [str(script.parent), *filter(None, [environment.get("PYTHONPATH")])]
+    environment["PYTHONPATH"] = os.pathsep.join(path)
+    process = subprocess.run(
+        [sys.executable, str(script), request.param],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stderr[-4000:]
+    return request.param, [json.loads(line) for line in process.stdout.splitlines()]
+
+
+def test_integers_alone_and_each_print_written_once(compiled: tuple[str, list[Found]]) -> None:
+    assert {one["dtype"] for one in compiled[1]} == {"bf16", "fp16", "fp32"}
+    assert {one["tensors"] for one in compiled[1]} == {3, 11, 16}
+    for one in compiled[1]:
+        assert one["float"] == one["atomic"] == one["spill"] == 0, one
+        assert one["store"] == 1, one
+        assert one["shared"] <= get_arch(compiled[0]).shared_memory, one
+
+
+def test_whole_rows_are_read_in_16_bytes(compiled: tuple[str, list[Found]]) -> None:
+    for one in compiled[1]:
+        if one["pairs"] and one["tensors"] > 3:
+            assert one["wide_load"] == one["load"] - 1, one  # but for the slots
+        else:
+            assert one["wide_load"] == 0 < one["load"], one
+
+
+def test_two_products_an_element(compiled: tuple[str, list[Found]]) -> None:
+    for one in compiled[1]:
+        shape = one["shape"]
+        words = shape["rows"] * shape["words"] // (32 * shape["warps"])
+        elements = words if one["dtype"] == "fp32" else 2 * words
+        # And a few for the strides of rows and slots.
+        assert 2 * elements <= one["multiply"] <= 2 * elements + 8 + shape["rows"], one

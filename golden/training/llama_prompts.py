@@ -87,11 +87,13 @@ def greedy_streams(model: Llama, prompts: list[Tokens], max_tokens: int) -> list
     """
     model.eval()
     longest = max(len(ids) for ids in prompts)
-    last = torch.tensor([len(ids) - 1 for ids in prompts])
+    device = model.lm_head.weight.device
+    last = torch.tensor([len(ids) - 1 for ids in prompts], device=device)
     # Padding on the right is written to slots that real tokens overwrite before they are read.
-    ids = torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids in prompts])
+    padded = [[*ids, *[0] * (longest - len(ids))] for ids in prompts]
+    ids = torch.tensor(padded, device=device)
     cache = model.empty_cache(len(prompts), longest + max_tokens)
-    rows = model.hidden(ids, cache=cache)[torch.arange(len(prompts)), last]
+    rows = model.hidden(ids, cache=cache)[torch.arange(len(prompts), device=device), last]
     chosen = []
     for _ in range(max_tokens):
         token = first_best(model.lm_head(rows))

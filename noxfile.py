@@ -27,7 +27,10 @@ PROJECT = nox.project.load_toml("pyproject.toml")
 # Triton's interpreter is switched on where it is wanted, not here: the kernel tests' conftest.
 CPU = {"CUDA_VISIBLE_DEVICES": "", "PYTHONSAFEPATH": "1"}
 
-BENCHMARKS = ("oracle", "linear", "attention", "layer")
+# Ranks of data parallelism that are tested: as many of these as the machine has GPUs.
+DATA_PARALLEL = (1, 2, 4)
+
+BENCHMARKS = ("oracle", "linear", "attention", "layer", "capture", "engine")
 
 # What the installed wheel must and must not hold, relative to site-packages/bitassay.
 WHEEL_HOLDS = (
@@ -42,12 +45,16 @@ WHEEL_HOLDS = (
     "golden/models/llama-pico/config.json",
     "golden/models/llama-pico/model.safetensors",
     "golden/models/llama-pico/tokenizer.json",
+    "golden/models/eagle-pico/config.json",
+    "golden/models/eagle-pico/model.safetensors",
     "golden/prompts/*",
     "golden/store/manifest.jsonl",
     "golden/store/context-lm/sm_89/*/zarr.json",
     "golden/store/context-lm/sm_90/*/zarr.json",
     "golden/store/llama-pico/sm_89/*/zarr.json",
     "golden/store/llama-pico/sm_90/*/zarr.json",
+    "golden/store/eagle-pico/sm_89/*/zarr.json",
+    "golden/store/eagle-pico/sm_90/*/zarr.json",
 )
 WHEEL_LACKS = ("golden/training", "golden/store/.tmp-*", "tests", "**/test_*.py")
 
@@ -80,6 +87,13 @@ def own_python(session: nox.Session, *needed: str) -> dict[str, str]:
         "PYTHONSAFEPATH": "1",
         "TRITON_INTERPRET": "0",
     }
+
+
+def gpus() -> int:
+    """Return how many GPUs this machine has."""
+    import torch
+
+    return torch.cuda.device_count()
 
 
 @nox.session
@@ -121,7 +135,7 @@ def golden(session: nox.Session) -> None:
 
 @nox.session(default=False, venv_backend="none")
 def gpu(session: nox.Session) -> None:
-    """Run the GPU tests and check every golden on this machine's GPU."""
+    """Run the GPU tests and check every golden on this machine's GPU, or GPUs."""
     env = own_python(
         session,
         *("hypothesis", "numpy", "pytest", "rich", "safetensors"),
@@ -131,8 +145,13 @@ def gpu(session: nox.Session) -> None:
     options = {"env": env, "external": True}
     session.run(*python, "pytest", "-m", "gpu", *(session.posargs or ("tests",)), **options)
     session.run(*python, "bitassay.golden", "check", "--all", "--with", "gpu", **options)
-    for sweep in ("linear", "attention", "model"):
+    # The last one runs EAGLE on as many ranks as there are GPUs for: 1, 2 and 4.
+    for sweep in ("linear", "attention", "model", "eagle"):
         session.run(sys.executable, f"tests/hardware/{sweep}_sweep.py", **options)
+    test = ("-v", "-s", "-m", "gpu", "tests/distributed/test_eagle_dp.py")
+    for dp in (dp for dp in DATA_PARALLEL if dp <= gpus()):
+        sizes = {"TP_SIZE": "1", "DP_SIZE": str(dp)}
+        session.run(*python, "pytest", *test, env={**env, **sizes}, external=True)
 
 
 @nox.session(default=False, venv_backend="none")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from . import oracle
 from .compare import Comparison, compare
 from .device import describe_gpu, gpu_arch, run_gpu
+from .engine_check import Sweep, run_engine_way
+from .engine_parameters import SweepOptions
 from .errors import CannotRunError, GoldenError, StaleError
 from .inputs import Inputs, load_inputs
 from .interpreter import estimate, run_interpreter
@@ -26,19 +29,33 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True)
 class OwnModel:
-    """A user's own model directory and prompts, from which a golden was recorded."""
+    """A user's own model, prompts and draft head, if any, from which a golden was recorded."""
 
     model: Path
     prompts: Path
+    draft: Path | None = None
 
 
 @dataclass(frozen=True)
 class Checked:
-    """A comparison with the golden, and its new manifest entry if it was confirmed."""
+    """A comparison with the golden, and its new manifest entry if it was confirmed.
+
+    how: what was run, in words. missing: what the run was made for and did not come to.
+    """
 
     golden: Golden
     comparison: Comparison
     confirmed: Entry | None
+    how: str
+    missing: tuple[str, ...] = ()
+
+    @property
+    def good(self) -> bool:
+        """Whether every bit is equal, and what was to be tested happened."""
+        return self.comparison.equal and not self.missing
+
+
+Runs = dict[str, tuple[str, Callable[[], Checked]]]
 
 
 def check(
@@ -56,20 +73,53 @@ def check(
     user should know before the work begins. Raises GoldenError when it cannot be judged: a
     missing, damaged or stale golden, or something that cannot run here.
     """
-    if own is None:
-        find_suite(name)  # a misspelt name, rather than a golden that is missing
     if options.confirm:
         store.require_writable(accept=True)
-    golden = store.read(name)
-    inputs = load_inputs(*_suite(golden, own))
-    require_current(golden, inputs.identity, store.option)
+    golden, inputs = current(store, name, own)
     expected = golden.stream.first(options.prompts, options.tokens)
-    found = _run(inputs, expected, options, progress, tell)
-    comparison = compare(expected, found)
+    has_draft = inputs.job.draft is not None
+    missing: tuple[str, ...] = ()
+    if options.engine or (has_draft and options.for_drafts):
+        engine = options.for_drafts
+        assert engine is not None
+        how = replace(engine, draft_tokens=engine.drafting(has_draft)).description
+        found = run_engine_way(inputs, expected, engine, tell)
+        comparison, missing = found.comparison, found.missing
+    else:
+        how = options.description
+        comparison = compare(expected, _run(inputs, expected, options, progress, tell))
     confirmed = None
     if options.confirm and comparison.equal:
         confirmed = store.confirm(golden, describe_gpu())
-    return Checked(golden, comparison, confirmed)
+    return Checked(golden, comparison, confirmed, how, missing)
+
+
+def check_sweep(
+    store: Store, name: str, options: Options, sweep: SweepOptions, *, own: OwnModel | None = None
+) -> Runs:
+    """Return the runs of a sweep beside a golden, by number: what each is, and what makes it.
+
+    They are to be made in order. options: which prompts and tokens. Raises GoldenError as `check`.
+    """
+    golden, inputs = current(store, name, own)
+    runs = Sweep(inputs, golden.stream.first(options.prompts, options.tokens), sweep)
+
+    def made(number: int, how: str) -> Checked:
+        found = runs.check(number)
+        return Checked(golden, found.comparison, None, how, found.missing)
+
+    descriptions = enumerate(run.description for run in runs.options)
+    return {str(i + 1): (how, partial(made, i, how)) for i, how in descriptions}
+
+
+def current(store: Store, name: str, own: OwnModel | None) -> tuple[Golden, Inputs]:
+    """Return a golden and what it follows from; GoldenError unless that is as it was recorded."""
+    if own is None:
+        find_suite(name)  # a misspelt name, rather than a golden that is missing
+    golden = store.read(name)
+    inputs = load_inputs(*_suite(golden, own))
+    require_current(golden, inputs.identity, store.option)
+    return golden, inputs
 
 
 def require_current(golden: Golden, identity: Identity, option: str = "") -> None:
@@ -87,7 +137,7 @@ def require_current(golden: Golden, identity: Identity, option: str = "") -> Non
             f"({recorded['contract'][:12]}…), this build has contract {here['contract_version']} "
             f"({here['contract'][:12]}…): {advice}"
         )
-    for key in ("model", "tokenizer", "prompts", "rotary_table"):
+    for key in ("model", "draft_model", "tokenizer", "prompts", "rotary_table"):
         if recorded[key] != here[key]:
             was, found = (
                 side[key][:12] + "…" if side[key] else "none" for side in (recorded, here)
@@ -122,7 +172,14 @@ def _suite(golden: Golden, own: OwnModel | None) -> tuple[Suite, str]:
     if own is None:
         return find_suite(identity.name)
     arches = (identity.arch,)
-    suite = own_suite(own.model, own.prompts, identity.tokens, name=identity.suite, arches=arches)
+    suite = own_suite(
+        own.model,
+        own.prompts,
+        identity.tokens,
+        name=identity.suite,
+        arches=arches,
+        draft=own.draft,
+    )
     return suite, identity.arch
 
 

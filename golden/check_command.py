@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.text import Text
 
+from . import engine_parameters as parameters
 from . import render
 from .console import DIFFERENT, EQUAL, each, progress, say
 from .errors import GoldenError
 from .parameters import (
+    DraftOption,
     Everything,
     JobsOption,
     ModelOption,
@@ -24,6 +27,9 @@ from .store import find_store
 from .suites import select
 from .verdicts import report
 from .ways import Options, Way
+
+if TYPE_CHECKING:
+    from .check import Checked
 
 
 def check(
@@ -50,20 +56,59 @@ def check(
         bool, typer.Option("--confirm", help="gpu: note in the manifest that this GPU agrees")
     ] = False,
     jobs: JobsOption = None,
+    k: parameters.K = None,
+    dp: parameters.Dp = None,
+    backend: parameters.BackendName = None,
+    max_num_seqs: parameters.MaxNumSeqs = None,
+    max_num_batched_tokens: parameters.MaxNumBatchedTokens = None,
+    num_blocks: parameters.NumBlocks = None,
+    no_prefix_caching: parameters.NoPrefixCaching = False,
+    arrivals: parameters.Arrivals = False,
+    cancel: parameters.Cancel = None,
+    warm: parameters.Warm = False,
+    eager: parameters.Eager = None,
+    timeout: parameters.Timeout = None,
+    sweep: parameters.Sweep = False,
+    seed: parameters.Seed = None,
     model: ModelOption = None,
+    draft: DraftOption = None,
     store: StoreOption = None,
 ) -> None:
     """Run something and compare every bit of what it says with the goldens.
 
     --all with --with gpu means the goldens of this GPU's architecture; the others are named.
 
+    A golden with drafts is checked on kernels with the serving engine, 3 draft tokens a round.
+
     Example: bitassay check context-lm/sm_90 --with gpu --batch-size 7 --shuffle 1
+
+    Example: bitassay check eagle-pico/sm_90 --with engine --dp 2 --sweep
     """
     count, file = prompts_options(prompts, model)
+    engine, asked = parameters.engine_options(
+        engine=way is Way.ENGINE,
+        sweep=sweep,
+        seed=seed,
+        arrivals=arrivals,
+        shuffle=shuffle,
+        anywhere={"dp": dp, "backend": backend, "timeout": timeout},
+        alone={
+            "draft_tokens": k,
+            "max_num_seqs": max_num_seqs,
+            "max_num_batched_tokens": max_num_batched_tokens,
+            "num_blocks": num_blocks,
+            "prefix_caching": False if no_prefix_caching else None,
+            "cancel": cancel,
+            "warm": warm or None,
+            "eager": eager,
+        },
+    )
     options = Options(
-        way, sequential, count, tokens, batch_size, shuffle, chunk_size, confirm, jobs
+        way, sequential, count, tokens, batch_size, shuffle, chunk_size, confirm, jobs, engine
     )
     target = find_store(store)
+    if model is None and draft is not None:
+        raise GoldenError("--draft needs --model DIR")
     if model is None:
         chosen = select(names or [], everything)
     elif everything or not names or not all("/" in name for name in names):
@@ -71,21 +116,46 @@ def check(
     else:
         chosen = names
 
-    from .check import OwnModel, of_this_gpu
+    from .check import OwnModel, Runs, check_sweep, of_this_gpu
     from .check import check as run
 
-    own = OwnModel(model, file) if model is not None and file is not None else None
+    own = OwnModel(model, file, draft) if model is not None and file is not None else None
 
     def one(name: str) -> int:
         with progress(name, options.description) as meter:
             checked = run(target, name, options, own=own, progress=meter, tell=meter.tell)
-        report(name, options.description, checked.comparison, model)
-        if checked.confirmed:
-            say(Text(f"{name}: the manifest now says {render.confirmed(checked.confirmed)}"))
-        return EQUAL if checked.comparison.equal else DIFFERENT
+        return _told(name, checked, model)
+
+    def swept(name: str) -> int:
+        assert asked is not None
+        runs: Runs = check_sweep(target, name, options, asked, own=own)
+
+        def single(number: str) -> int:
+            what, make = runs[number]
+            with progress(name, f"{number} of {len(runs)}, {what}"):
+                checked = make()
+            return _told(f"{name} {number}/{len(runs)}", checked, model, decode_as=name)
+
+        return each(list(runs), single)
 
     if everything and way is Way.GPU:
         chosen, others = of_this_gpu(chosen)
         for name in others:
             say(Text(f"{name}: not checked, this GPU is of another architecture"))
-    raise typer.Exit(each(chosen, one))
+    raise typer.Exit(each(chosen, swept if asked else one))
+
+
+def _told(name: str, checked: Checked, model: Path | None, decode_as: str = "") -> int:
+    """Print what came of a check; what it did not come to is an error, though nothing differs."""
+    report(name, checked.how, checked.comparison, model, decode_as=decode_as or name)
+    if checked.confirmed:
+        say(Text(f"{name}: the manifest now says {render.confirmed(checked.confirmed)}"))
+    if checked.missing:
+        error = (
+            f"{name}: not exercised ({checked.how}): the run was made for "
+            f"{', '.join(checked.missing)} and came to none: take more prompts or tokens"
+        )
+        if checked.comparison.equal:
+            raise GoldenError(error)
+        say(Text(error))
+    return EQUAL if checked.comparison.equal else DIFFERENT

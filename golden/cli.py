@@ -19,6 +19,7 @@ from .console import EQUAL, guarded, say
 from .errors import GoldenError
 from .parameters import StoreOption
 from .record_command import record
+from .run_command import run
 from .store import Store, find_store
 from .verdicts import decoder
 
@@ -33,6 +34,7 @@ app = typer.Typer(
 )
 app.command()(record)
 app.command()(check)
+app.command()(run)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -27,14 +27,19 @@ def gpu_arch() -> str:
     return f"sm_{major}{minor}"
 
 
-def run_gpu(job: Job, facts: ModelFacts) -> TokenStream:
-    """Return what the engine generates on the GPU; CannotRunError unless it is the job's kind."""
+def require_gpu(arch: str) -> None:
+    """Raise CannotRunError unless the current GPU is of this architecture."""
     found = gpu_arch()
-    if get_arch(job.arch).name != found:
+    if get_arch(arch).name != found:
         raise CannotRunError(
-            f"the GPU ({torch.cuda.get_device_name()}) is {found}, the golden is {job.arch}: check "
+            f"the GPU ({torch.cuda.get_device_name()}) is {found}, the golden is {arch}: check "
             f"the golden of {found}, or run this one on a GPU of its kind"
         )
+
+
+def run_gpu(job: Job, facts: ModelFacts) -> TokenStream:
+    """Return what the engine generates on the GPU; CannotRunError unless it is the job's kind."""
+    require_gpu(job.arch)
     if _interpreting():
         raise CannotRunError(
             "TRITON_INTERPRET is set, so kernels would be interpreted on the CPU: unset it"

@@ -41,8 +41,9 @@ class Inputs:
 def load_inputs(suite: Suite, arch: str) -> Inputs:
     """Read a suite's model, tokenizer and prompts; errors say which of them is unfit and why."""
     checkpoint = load_checkpoint(suite.model)
+    draft = load_checkpoint(suite.draft) if suite.draft else None
     contract = default_contract(arch)
-    facts = model_facts(checkpoint, contract)
+    facts = model_facts(checkpoint, contract, draft)
     prompts, prompts_digest = load_prompts(suite.prompts)
     texts = any(prompt.token_ids is None for prompt in prompts)
     if texts and checkpoint.tokenizer_digest is None:
@@ -62,6 +63,7 @@ def load_inputs(suite: Suite, arch: str) -> Inputs:
         prompts=prompts_digest,
         tokens=suite.tokens,
         rotary_table=facts.rotary_table,
+        draft_model=draft.digest if draft else "",
     )
     job = Job(
         Path(suite.model),
@@ -70,5 +72,7 @@ def load_inputs(suite: Suite, arch: str) -> Inputs:
         tuple(prompt.id for prompt in prompts),
         tuple(map(tuple, encoded)),
         suite.tokens,
+        draft=suite.draft and Path(suite.draft),
+        draft_digest=identity.draft_model,
     )
     return Inputs(facts, identity, job)

@@ -24,7 +24,7 @@ from .children import end_with_parent, environment, lifeline
 from .errors import CannotRunError
 from .loading import ModelFacts, model_facts
 from .runners import Job, run_engine
-from .stream import ARRAYS, LABELS, TokenStream
+from .stream import ARRAYS, TokenStream, from_parts
 
 EMULATED = ("sm_89", "sm_90")  # what bitassay.kernels.emulation has; importing it may switch it on
 
@@ -104,17 +104,15 @@ def _main(line: int, answer: int) -> None:
 
 
 def _save(stream: TokenStream, file: IO[bytes]) -> None:
-    labels = json.dumps({name: getattr(stream, name) for name in LABELS})
+    labels = json.dumps(stream.labels)
     values: dict[str, Any] = {**stream.arrays, "labels": np.array(labels)}
     np.savez(file, **values)
 
 
 def _load(file: IO[bytes]) -> TokenStream:
     with np.load(file, allow_pickle=False) as data:
-        values: dict[str, Any] = json.loads(str(data["labels"]))
-        values |= {name: tuple(values[name]) for name in ("operations", "prompt_names")}
-        values |= {name: data[name] for name in ARRAYS}
-    return TokenStream(**values)
+        arrays = {name: data[name] for name in ARRAYS}
+        return from_parts(arrays, json.loads(str(data["labels"])))
 
 
 if __name__ == "__main__":

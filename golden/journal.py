@@ -22,21 +22,25 @@ from typing import Any
 
 import numpy as np
 
+from .drafts import draft_sizes
 from .errors import StoreError
 from .files import advice, told
 from .layout import canonical, sha256
 from .provenance import Identity
 from .runners import Arrays
-from .stream import ARRAYS, TOP
+from .stream import ALL_ARRAYS, ARRAYS, TOP
 
 WORK = ".work"
 _ATTEMPTS = 1000
-# What a trace holds of a prompt: what a stream holds of all, but for the prompts themselves.
-_TRACED = {
-    name: (dtype, dimensions[1:])
-    for name, (dtype, dimensions) in ARRAYS.items()
-    if dimensions[0] == "S"
-}
+
+
+def _traced(arrays: dict[str, tuple[str, tuple[str, ...]]]) -> dict[str, tuple[str, Any]]:
+    """What a trace holds of one prompt: all of a stream but the prompts themselves."""
+    return {
+        name: (dtype, dimensions[1:])
+        for name, (dtype, dimensions) in arrays.items()
+        if dimensions[0] == "S"
+    }
 
 
 class Journal:
@@ -63,24 +67,33 @@ class Journal:
         """Whether nothing is kept in it, so far."""
         return not self.tokens and not self.traces
 
-    def require_fits(self, prompts: int, steps: int, vocab_size: int, operations: int) -> None:
-        """Raise StoreError unless what it held may be of that many prompts, steps and so on."""
+    def require_fits(
+        self, prompts: int, steps: int, vocab_size: int, operations: int, drafting: int = 0
+    ) -> None:
+        """Raise StoreError unless what it held may be of that many prompts, steps and so on.
+
+        drafting: how many operations the draft head has, 0 without one.
+        """
         for prompt, tokens in self.tokens.items():
             if not 0 <= prompt < prompts or len(tokens) > steps:
                 raise self._unfit(f"{len(tokens)} tokens of prompt {prompt}")
             if outside := [token for token in tokens if not 0 <= token < vocab_size]:
                 raise self._unfit(f"token {outside[0]}")
-        sizes = {"T": steps, "K": TOP, "O": operations}
+        sizes = {"K": TOP, "O": operations, **draft_sizes(prompts, steps, drafting)}
+        traced = _traced(ALL_ARRAYS if drafting else ARRAYS)
         for prompt, arrays in self.traces.items():
-            if not 0 <= prompt < prompts or arrays.keys() != _TRACED.keys():
+            if not 0 <= prompt < prompts or arrays.keys() != traced.keys():
                 raise self._unfit(f"a trace of prompt {prompt} with {', '.join(arrays)}")
-            for name, (dtype, dimensions) in _TRACED.items():
+            for name, (dtype, dimensions) in traced.items():
                 shape = tuple(sizes[d] for d in dimensions)
                 if (arrays[name].dtype.str, arrays[name].shape) != (dtype, shape):
                     raise self._unfit(f"{arrays[name].dtype} {list(arrays[name].shape)} as {name}")
             for name in ("tokens", "top_ids"):
                 if ((arrays[name] < 0) | (arrays[name] >= vocab_size)).any():
                     raise self._unfit(f"ids outside the vocabulary as {name}")
+            ids = arrays["draft_tokens"] if drafting else arrays["tokens"]
+            if ((ids < -1) | (ids >= vocab_size)).any():
+                raise self._unfit("ids outside the vocabulary as draft_tokens")
 
     def chosen(self, tokens: dict[int, int]) -> None:
         """Note what prompts chose in one step."""

@@ -20,9 +20,10 @@ from zarr.codecs import BloscCodec
 from zarr.core.buffer import Buffer, default_buffer_prototype
 from zarr.storage import MemoryStore
 
+from .drafts import DRAFT_LABELS
 from .errors import CorruptError, OutdatedError, SchemaError
 from .provenance import SCHEMA, Identity, Provenance
-from .stream import ARRAYS, LABELS, TokenStream
+from .stream import ALL_ARRAYS, ARRAYS, LABELS, TokenStream, from_parts
 
 SUMS = "SHA256SUMS"  # in the format of the sha256sum command
 
@@ -32,9 +33,9 @@ def content_digest(stream: TokenStream, identity: Identity) -> str:
     content = {
         "schema": SCHEMA,
         "identity": asdict(identity),
-        "labels": {name: getattr(stream, name) for name in LABELS},
+        "labels": stream.labels,
         "arrays": {
-            name: [ARRAYS[name][0], array.shape, sha256(np.ascontiguousarray(array).tobytes())]
+            name: [ALL_ARRAYS[name][0], array.shape, sha256(np.ascontiguousarray(array).tobytes())]
             for name, array in stream.arrays.items()
         },
     }
@@ -42,10 +43,14 @@ def content_digest(stream: TokenStream, identity: Identity) -> str:
 
 
 def encode(stream: TokenStream, provenance: Provenance) -> dict[str, bytes]:
-    """Return the golden's files by relative path: a zarr v3 group and SHA256SUMS."""
+    """Return the golden's files by relative path: a zarr v3 group and SHA256SUMS.
+
+    Raises GoldenError for drafts that the tokens contradict.
+    """
+    if stream.drafts:
+        stream.drafts.require_recorded(stream.tokens)
     written: dict[str, Buffer] = {}
-    labels = {name: getattr(stream, name) for name in LABELS}
-    attributes = {**provenance.attributes, **labels}
+    attributes = {**provenance.attributes, **stream.labels}
     group = zarr.create_group(MemoryStore(written), attributes=json.loads(canonical(attributes)))
     for name, array in stream.arrays.items():
         group.create_array(
@@ -56,7 +61,7 @@ def encode(stream: TokenStream, provenance: Provenance) -> dict[str, bytes]:
                 cname="zstd", clevel=9, shuffle="shuffle", typesize=array.itemsize
             ),
             chunk_key_encoding={"name": "default", "separator": "."},  # fewer directories
-            dimension_names=ARRAYS[name][1],
+            dimension_names=ALL_ARRAYS[name][1],
             config={"write_empty_chunks": True},  # an absent chunk would read as zeros
         )
     files = {path: buffer.to_bytes() for path, buffer in written.items()}
@@ -99,11 +104,15 @@ def decode(files: dict[str, bytes]) -> tuple[TokenStream, Provenance]:
     group = zarr.open_group(_memory(files), mode="r")
     attributes: dict[str, Any] = dict(group.attrs)
     require_schema(attributes["schema"], oldest=SCHEMA)
-    values: dict[str, Any] = {name: attributes.pop(name) for name in LABELS}
-    values |= {name: tuple(values[name]) for name in ("operations", "prompt_names")}
-    values |= {name: np.asarray(group[name][...]) for name in ARRAYS}  # type: ignore[index]
+    drafted = any(name in attributes for name in DRAFT_LABELS)
+    names = (LABELS + DRAFT_LABELS, ALL_ARRAYS) if drafted else (LABELS, ARRAYS)
+    labels = {name: attributes.pop(name) for name in names[0]}
+    arrays = {name: np.asarray(group[name][...]) for name in names[1]}  # type: ignore[index]
     identity = Identity(**attributes.pop("identity"))
-    return TokenStream(**values), Provenance(identity, **attributes)
+    stream = from_parts(arrays, labels)
+    if stream.drafts:
+        stream.drafts.require_recorded(stream.tokens)
+    return stream, Provenance(identity, **attributes)
 
 
 def require_schema(schema: int, oldest: int = 1) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,7 @@ class Reference(Protocol):
 
     def generate_many(
         self, prompts: Sequence[Sequence[int]], max_tokens: int, progress: Progress, /
-    ) -> list[Trace]:
+    ) -> Sequence[Trace]:
         """Generate a step of all prompts at a time."""
 
     def replay_many(
@@ -41,7 +42,7 @@ class Reference(Protocol):
         tokens: Sequence[Sequence[int]],
         progress: Progress,
         /,
-    ) -> list[Trace]:
+    ) -> Sequence[Trace]:
         """Say what is chosen after every recorded token."""
 
 
@@ -51,6 +52,7 @@ class ModelFacts:
 
     operations: the fingerprinted ones, in running order. logits_dtype: as the contract leaves
     them. rotary_table: digest, "" without one. weights: how many; file_bytes: what they take.
+    draft_operations: those of the draft head, none without one.
     """
 
     operations: tuple[str, ...]
@@ -59,6 +61,7 @@ class ModelFacts:
     rotary_table: str
     weights: int
     file_bytes: int
+    draft_operations: tuple[str, ...] = ()
 
     @property
     def has_cache(self) -> bool:
@@ -66,28 +69,52 @@ class ModelFacts:
         return self.rotary_table != ""
 
 
-def model_facts(checkpoint: Checkpoint, contract: Contract) -> ModelFacts:
-    """Return the facts of a checkpoint; CheckpointError for a model_type that is not supported."""
+def model_facts(
+    checkpoint: Checkpoint, contract: Contract, draft: Checkpoint | None = None
+) -> ModelFacts:
+    """Return the facts of a checkpoint, and of the draft head that goes with it, if any.
+
+    Raises CheckpointError for a model_type that is not supported, and for a head that does not fit.
+    """
     model_type = _model_type(checkpoint)
     layers, rotary_table = 0, ""
+    draft_operations: tuple[str, ...] = ()
+    if draft:
+        _require_transformer(checkpoint)
     if model_type in TRANSFORMERS:
         from bitassay.reference.config import ModelConfig
 
         config = ModelConfig.from_checkpoint(checkpoint)
         layers, rotary_table = config.num_layers, config.rotary_table.digest
+        if draft:
+            from bitassay.reference.eagle_config import EagleConfig
+
+            head = EagleConfig.from_checkpoint(draft, config)
+            draft_operations = head.operations
+            rotary_table = _of_both(rotary_table, head.rotary_table.digest)
     dtype = torch.float32 if contract.logits_dtype == "float32" else config_dtype(checkpoint)
+    tensors = [*checkpoint.tensors.values(), *(draft.tensors.values() if draft else ())]
     return ModelFacts(
         operations=operations(model_type, layers),
         logits_dtype=str(dtype).removeprefix("torch."),
         vocab_size=config_int(checkpoint, "vocab_size"),
         rotary_table=rotary_table,
-        weights=sum(tensor.numel() for tensor in checkpoint.tensors.values()),
-        file_bytes=sum(t.numel() * t.element_size() for t in checkpoint.tensors.values()),
+        weights=sum(tensor.numel() for tensor in tensors),
+        file_bytes=sum(tensor.numel() * tensor.element_size() for tensor in tensors),
+        draft_operations=draft_operations,
     )
 
 
-def load_reference(checkpoint: Checkpoint, contract: Contract) -> Reference:
-    """Return the reference's model for a checkpoint."""
+def load_reference(
+    checkpoint: Checkpoint, contract: Contract, draft: Checkpoint | None = None
+) -> Reference:
+    """Return the reference's model for a checkpoint, with the draft head that goes with it."""
+    if draft:
+        from bitassay.reference.eagle import Eagle
+
+        _require_transformer(checkpoint)
+        eagle: Reference = Eagle.from_pretrained(checkpoint, draft, contract=contract)
+        return eagle
     if _model_type(checkpoint) in TRANSFORMERS:
         from bitassay.reference.model import load_model
 
@@ -108,6 +135,19 @@ def load_engine(path: Path, contract: Contract, device: str) -> Any:
     from bitassay.engine.context_lm import ContextLM
 
     return ContextLM.from_pretrained(path, contract=contract, device=device)
+
+
+def _of_both(target: str, head: str) -> str:
+    """One digest of two rotary tables, the target's where the head has the same."""
+    return target if head == target else hashlib.sha256((target + head).encode()).hexdigest()
+
+
+def _require_transformer(checkpoint: Checkpoint) -> None:
+    if (found := _model_type(checkpoint)) not in TRANSFORMERS:
+        raise CheckpointError(
+            f"{checkpoint.path}: expected a target of one of {', '.join(TRANSFORMERS)} for a draft "
+            f"head, found {found}: leave the head away"
+        )
 
 
 def _model_type(checkpoint: Checkpoint) -> str:

@@ -22,7 +22,8 @@ class Entry:
     """One golden as its manifest line states it.
 
     digest: of the content, and the directory's name. files: sha256 of its SHA256SUMS. bytes: size
-    of all its files. distinct_rows: different rows of logits seen. confirmed: as in Provenance.
+    of all its files. distinct_rows: different rows of logits seen. draft_model: as in Identity.
+    confirmed: as in Provenance.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Entry:
     contract: str
     model: str
     files: str
+    draft_model: str = ""
     confirmed: tuple[Confirmation, ...] = ()
     schema: int = SCHEMA
 
@@ -48,10 +50,13 @@ class Entry:
         """The manifest line, ending in a checksum of the rest."""
         facts = asdict(self)
         facts["confirmed"] = facts["confirmed"] or "emulated"
+        for name in facts.keys() - _names(self.schema):
+            del facts[name]
         return json.dumps(facts | {"checksum": sha256(canonical(facts))})
 
 
 _INTEGERS = ("prompts", "tokens", "distinct_rows", "bytes", "contract_version", "schema")
+_SINCE = {"draft_model": 3}  # fields that lines of earlier schemas lack
 # What JSON gives for each field but `confirmed`; a bool is no int here.
 _KINDS = {
     field.name: int if field.name in _INTEGERS else str
@@ -76,6 +81,7 @@ def describe(
         contract=identity.contract,
         model=identity.model,
         files=sha256(files[SUMS]),
+        draft_model=identity.draft_model,
         confirmed=provenance.confirmed,
     )
 
@@ -109,13 +115,19 @@ def _parse_line(line: bytes, number: int) -> Entry:
     require_schema(schema)  # first: a newer schema may have another checksum
     if checksum != sha256(text):
         raise _damaged(number, "its checksum does not fit")
-    if facts.keys() != {field.name for field in fields(Entry)}:
+    if facts.keys() != _names(schema):
         raise _damaged(number, "its fields are not those of this schema")
-    if wrong := [name for name, kind in _KINDS.items() if type(facts[name]) is not kind]:
+    known = [(name, kind) for name, kind in _KINDS.items() if name in facts]
+    if wrong := [name for name, kind in known if type(facts[name]) is not kind]:
         raise _damaged(number, f"{wrong[0]} is {facts[wrong[0]]!r}")
     if not _NAME.fullmatch(facts["name"]) or not _DIGEST.fullmatch(facts["digest"]):
         raise _damaged(number, f"it names {facts['name']!r} and directory {facts['digest']!r}")
     return Entry(**facts | {"confirmed": _machines(facts["confirmed"], number)})
+
+
+def _names(schema: int) -> set[str]:
+    """The fields of a line of that schema."""
+    return {field.name for field in fields(Entry) if _SINCE.get(field.name, 1) <= schema}
 
 
 def _machines(confirmed: Any, number: int) -> tuple[Confirmation, ...]:

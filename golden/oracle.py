@@ -7,7 +7,7 @@ token at every step, the record is what it generates, by induction over the step
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .journal import Journal
 from .loading import ModelFacts
@@ -93,12 +93,19 @@ def generate(
 ) -> TokenStream:
     """Generate step by step, many prompts at a time; sequential: one prompt and token at a time.
 
+    With a draft head, sequential is its literal loop, draft by draft and round by round; what no
+    round of it comes to is replayed.
+
     journal: what it holds is not generated again, and what is generated goes into it. Raises
     GoldenError when that is not of this job, or not what the model chooses.
     """
     if journal:
         journal.require_fits(
-            len(job.prompts), job.steps, facts.vocab_size, operations=len(facts.operations)
+            len(job.prompts),
+            job.steps,
+            facts.vocab_size,
+            operations=len(facts.operations),
+            drafting=len(facts.draft_operations),
         )
     collector = _Collector(job, progress, journal)
     tokens = {
@@ -106,7 +113,8 @@ def generate(
         for prompt in range(len(job.prompts))
         if prompt not in collector.traces
     }
-    _generate(job, tokens, crew, collector, 1 if sequential else _JOURNALED if journal else _BATCH)
+    most = 1 if sequential else _JOURNALED if journal else _BATCH
+    _generate(job, tokens, crew, collector, most, literal=sequential)
     return collector.stream(facts)
 
 
@@ -153,7 +161,16 @@ def _replay(
 
 
 def _generate(
-    job: Job, tokens: dict[int, Tokens], crew: Crew, collector: _Collector, most: int
+    job: Job,
+    tokens: dict[int, Tokens],
+    crew: Crew,
+    collector: _Collector,
+    most: int,
+    *,
+    literal: bool = False,
 ) -> None:
     batch = max(1, min(most, -(-len(tokens) // crew.jobs)))
-    run(job, generating(job, tokens, batch=batch), crew, collector)
+    tasks = generating(job, tokens, batch=batch)
+    if literal and job.draft is not None:
+        tasks = [replace(task, literal=True) for task in tasks]
+    run(job, tasks, crew, collector)

@@ -26,6 +26,10 @@ ModelOption = Annotated[
     Path | None,
     typer.Option("--model", metavar="DIR", help="a model of your own; needs --prompts FILE"),
 ]
+DraftOption = Annotated[
+    Path | None,
+    typer.Option("--draft", metavar="DIR", help="with --model: an EAGLE draft head for it"),
+]
 PromptsOption = Annotated[
     list[str] | None,
     typer.Option(

@@ -11,7 +11,7 @@ from typing import Any
 
 from .. import __version__
 
-SCHEMA = 2  # of the zarr group, its attributes and the manifest lines
+SCHEMA = 3  # of the zarr group, its attributes and the manifest lines
 
 ROOM = Path(__file__).resolve().parent  # models, prompts and store lie beside this file
 
@@ -34,7 +34,7 @@ class Identity:
     All digests are sha256 in hex: `contract` that of the order contract, `model` that of
     config.json and the weights, `tokenizer` and `prompts` those of the two files, `rotary_table`
     that of the rotary cosines and sines; "" where a model has none. tokens: how many each prompt
-    is continued by.
+    is continued by. draft_model: as `model`, of the draft head, "" without one.
     """
 
     suite: str
@@ -46,6 +46,7 @@ class Identity:
     prompts: str
     tokens: int
     rotary_table: str
+    draft_model: str = ""
 
     @property
     def name(self) -> str:

@@ -11,6 +11,7 @@ from rich.text import Text
 from .console import DIFFERENT, EQUAL, each, progress, say
 from .errors import GoldenError
 from .parameters import (
+    DraftOption,
     Everything,
     JobsOption,
     ModelOption,
@@ -39,6 +40,7 @@ def record(
     prompts: PromptsOption = None,
     jobs: JobsOption = None,
     model: ModelOption = None,
+    draft: DraftOption = None,
     arch: Annotated[
         list[str] | None,
         typer.Option(
@@ -70,8 +72,8 @@ def record(
     count, file = prompts_options(prompts, model)
     target = find_store(store)
     if model is None:
-        if arch or max_tokens is not None or name is not None:
-            raise GoldenError("--arch, --max-tokens and --name need --model DIR")
+        if arch or max_tokens is not None or name is not None or draft is not None:
+            raise GoldenError("--arch, --max-tokens, --name and --draft need --model DIR")
         chosen = {golden: find_suite(golden) for golden in select(names or [], everything)}
     else:
         if names or everything:
@@ -80,7 +82,7 @@ def record(
             raise GoldenError("--model needs --max-tokens N: how many each prompt is continued by")
         _require_own_store(target)
         arches = tuple(arch or DEFAULT_ARCHES)
-        suite = own_suite(model, file, max_tokens, name=name, arches=arches)
+        suite = own_suite(model, file, max_tokens, name=name, arches=arches, draft=draft)
         chosen = {f"{suite.name}/{one}": (suite, one) for one in suite.arches}
 
     from .record import Request  # torch takes seconds to import, --help should not

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from .compare import Comparison, Counts, Difference
 from .manifest import Entry
+from .render_drafts import all_operations, draft_difference, draft_operations, print_of
 from .store import Golden
 from .stream import TOP, TokenStream
 
@@ -23,10 +24,13 @@ _PROMPT_TAIL = 72  # characters of the prompt that are shown, the last ones
 
 def counts(c: Counts) -> str:
     """Return counts in words."""
-    return (
+    text = (
         f"{c.streams:,} prompts, {c.tokens:,} tokens, {c.logits:,} logits, "
         f"{c.fingerprints:,} fingerprints"
     )
+    if c.drafts is None:
+        return text
+    return f"{text}, {c.drafts:,} drafts, {c.acceptances:,} acceptance counts"
 
 
 def verdict(name: str, what: str, comparison: Comparison) -> Text:
@@ -61,6 +65,9 @@ def _first(c: Comparison, d: Difference, decode: Decode) -> Iterator[RenderableT
     if d.step is None:
         return
     at = (d.prompt, d.step)
+    if d.draft is not None or d.arrays == ("accepted",):
+        yield from draft_difference(expected, found, d, decode)
+        return
     said = decode(expected.tokens[d.prompt, : d.step].tolist())
     yield Text(f"  so far        {_tail(said)}")
     for label, stream in (("expected", expected), ("found", found)):
@@ -77,15 +84,12 @@ def _fingerprints(expected: TokenStream, found: TokenStream, d: Difference) -> I
     """The first differing operations, and how many there are before and after them."""
     if not d.operations:
         return
-    every = expected.operations
+    every = all_operations(expected) if d.draft is None else draft_operations(expected)
     first = every.index(d.operations[0])
     if first:
         yield Text(f"  equal before  {first} of {len(every)} operations, up to {every[first - 1]}")
     for operation in d.operations[:_OPERATIONS]:
-        o = every.index(operation)
-        at = (d.prompt, o) if d.step is None else (d.prompt, d.step, o)
-        name = "prompt_fingerprints" if d.step is None else "fingerprints"
-        want, got = (int(getattr(stream, name)[at]) for stream in (expected, found))
+        want, got = (print_of(stream, d, operation) for stream in (expected, found))
         yield Text(f"  fingerprint   {operation}: expected {want:#018x}, found {got:#018x}")
     if len(d.operations) > _OPERATIONS:
         yield Text(f"  different too {len(d.operations) - _OPERATIONS} more operations after these")
@@ -107,6 +111,9 @@ def _where(stream: TokenStream, d: Difference) -> str:
     """Prompt, token, and the first differing operation; tokens count from 0, as steps do."""
     step = "prompt rows" if d.step is None else f"token {d.step}"
     place = f"{stream.prompt_names[d.prompt]}, {step}"
+    place += "" if d.draft is None else f", draft {d.draft}"
+    if d.arrays == ("accepted",):
+        return f"{place}: the count of accepted drafts differs"
     if not d.operations:
         return f"{place}: no operation differs, only {', '.join(d.arrays)}"
     first, *others = d.operations
@@ -156,12 +163,25 @@ def facts(golden: Golden) -> Table:
         "operations": _operations(stream.operations),
         "prompts × steps": f"{len(stream.prompt_names)} × {stream.steps}",
         "distinct rows": f"{stream.distinct_rows:,} of {stream.tokens.size:,}",
+        **_drafting(stream),
         "smallest margin": f"{int(stream.margins.min())} ulps of {stream.logits_dtype}; "
         f"{int((stream.margins == 0).sum())} ties",
     }
     for key, value in rows.items():
         table.add_row(key.replace("_", " "), Text(str(value)))
     return table
+
+
+def _drafting(stream: TokenStream) -> dict[str, str]:
+    """What there is of drafts, and how many tokens a round of 1, 3 and 5 of them gives."""
+    if stream.drafts is None:
+        return {}
+    lengths = [f"{stream.drafts.acceptance_length(k):.2f} at K = {k}" for k in (1, 3, 5)]
+    return {
+        "draft operations": _operations(stream.drafts.draft_operations),
+        "drafts": f"{int((stream.drafts.draft_tokens >= 0).sum()):,}",
+        "acceptance length": f"{', '.join(lengths)} tokens a round",
+    }
 
 
 def _operations(names: tuple[str, ...]) -> str:

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bitassay.reference.contract import Contract, default_contract
+from bitassay.reference.contract import DRAFT_DEPTH, Contract, default_contract
+from bitassay.reference.trace import Drafts
 
+from .drafts import DRAFT_ARRAYS
 from .errors import GoldenError
 from .loading import ModelFacts, load_engine
-from .stream import ARRAYS, TokenStream, ragged
+from .stream import ALL_ARRAYS, ARRAYS, TokenStream, from_parts, ragged
 
 Progress = Callable[[int, int], None]  # called with what is done and what there is in all
 Arrays = dict[str, np.ndarray[Any, Any]]  # one prompt's trace, in a golden's dtypes
@@ -30,6 +32,7 @@ class Job:
     model_digest: what the model must be when it is read. batch_size: sequences at once, None for
     all; shuffle: seed of the order in which an engine takes the prompts, None for as given;
     chunk_size: prompt tokens an engine takes a step, None for all. None of these may change a bit.
+    draft: the draft head, if any; draft_digest: what it must be when it is read.
     """
 
     model: Path
@@ -41,6 +44,8 @@ class Job:
     batch_size: int | None = None
     shuffle: int | None = None
     chunk_size: int | None = None
+    draft: Path | None = None
+    draft_digest: str = ""
 
     @property
     def contract(self) -> Contract:
@@ -55,8 +60,13 @@ class Job:
         return random.Random(self.shuffle).sample(range(len(self.prompts)), len(self.prompts))
 
     def rows(self, prompt: int) -> int:
-        """How many rows a prompt and its continuation have; the last token is never fed."""
-        return len(self.prompts[prompt]) + self.steps - 1
+        """How many rows a prompt and its continuation have; the last token is never fed.
+
+        With a draft head its rows count as well: those of its first pass, and of the chains, of
+        which only a run tells the number, half of the longest.
+        """
+        fed = len(self.prompts[prompt]) + self.steps - 1
+        return fed if self.draft is None else 2 * fed + self.steps * DRAFT_DEPTH // 2
 
 
 def run_engine(job: Job, facts: ModelFacts, device: str) -> TokenStream:
@@ -75,25 +85,37 @@ def collect(traces: list[Arrays], job: Job, facts: ModelFacts) -> TokenStream:
     if len(traces) != len(job.prompts):
         raise GoldenError(f"expected {len(job.prompts)} traces, one a prompt, found {len(traces)}")
     arrays = ragged([list(prompt) for prompt in job.prompts])
-    for name in ARRAYS.keys() - arrays.keys():
+    wanted = ARRAYS if job.draft is None else ALL_ARRAYS
+    for name in wanted.keys() - arrays.keys():
         arrays[name] = np.stack([trace[name] for trace in traces])
-    return TokenStream(
-        **arrays,
-        operations=facts.operations,
-        prompt_names=job.prompt_names,
-        logits_dtype=facts.logits_dtype,
-        vocab_size=facts.vocab_size,
-    )
+    labels = {
+        "operations": facts.operations,
+        "prompt_names": job.prompt_names,
+        "logits_dtype": facts.logits_dtype,
+        "vocab_size": facts.vocab_size,
+    }
+    if job.draft is not None:
+        labels["draft_operations"] = facts.draft_operations
+    return from_parts(arrays, labels)
 
 
 def trace_arrays(trace: Any) -> Arrays:
-    """Return a trace's tensors in a golden's dtypes: int64 that hold unsigned bits as unsigned."""
+    """Return a trace's tensors in a golden's dtypes: int64 that hold unsigned bits as unsigned.
+
+    Drafts of an EagleTrace are taken along; those of an engine's rounds are not (engine_way).
+    """
     names = [name for name in ARRAYS if not name.startswith("prompt_") or "finger" in name]
-    arrays = {name: getattr(trace, name).cpu().numpy() for name in names}
-    return {name: _cast(array, ARRAYS[name][0]) for name, array in arrays.items()}
+    tensors = {name: getattr(trace, name) for name in names}
+    drafts = getattr(trace, "drafts", None)
+    if isinstance(drafts, Drafts):
+        own = {field.name: getattr(drafts, field.name) for field in fields(drafts)}
+        tensors |= {name: own[name.removeprefix("draft_")] for name in DRAFT_ARRAYS}
+    return {name: as_stored(x.cpu().numpy(), name) for name, x in tensors.items()}
 
 
-def _cast(array: np.ndarray[Any, Any], dtype: str) -> np.ndarray[Any, Any]:
+def as_stored(array: np.ndarray[Any, Any], name: str) -> np.ndarray[Any, Any]:
+    """Return an array of a trace in the dtype in which a golden has the array of that name."""
+    dtype = ALL_ARRAYS[name][0]
     if array.dtype == np.int64 and dtype == "<u8":
         return array.view(dtype)
     cast = array.astype(dtype)

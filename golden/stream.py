@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .drafts import DRAFT_ARRAYS, DRAFT_LABELS, DraftStream
 from .errors import GoldenError
 
 TOP = 8  # logits kept per row
@@ -26,6 +27,8 @@ ARRAYS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 # What the arrays mean: names of operations and prompts, dtype of the logits, vocabulary.
 LABELS = ("operations", "prompt_names", "logits_dtype", "vocab_size")
+# Also of what streams with drafts have.
+ALL_ARRAYS = ARRAYS | DRAFT_ARRAYS
 _LOGIT_BITS = {"bfloat16": 16, "float16": 16, "float32": 32}
 
 
@@ -37,7 +40,8 @@ class TokenStream:
     tokens [S, T] int32. top_ids [S, T, 8] int32 and top_bits [S, T, 8] uint32: the highest logits,
     their stored bits zero-extended. margins [S, T] int64: first minus second, in ulps of
     logits_dtype. fingerprints [S, T, O] uint64: one per operation's row;
-    prompt_fingerprints [S, O] uint64: the prompt's rows folded.
+    prompt_fingerprints [S, O] uint64: the prompt's rows folded. drafts: of suites with a draft
+    head.
     """
 
     prompt_ids: NDArray[np.int32]
@@ -52,15 +56,25 @@ class TokenStream:
     prompt_names: tuple[str, ...]
     logits_dtype: str
     vocab_size: int
+    drafts: DraftStream | None = None
 
     def __post_init__(self) -> None:
         _check_shapes(self)
         _check_values(self)
+        if self.drafts is not None:
+            self.drafts.require_fits(len(self.prompt_names), self.steps, self.vocab_size)
 
     @property
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """The arrays by name, in the order of ARRAYS."""
-        return {name: getattr(self, name) for name in ARRAYS}
+        """The arrays by name, in the order of ALL_ARRAYS."""
+        own = {name: getattr(self, name) for name in ARRAYS}
+        return own | (self.drafts.arrays if self.drafts else {})
+
+    @property
+    def labels(self) -> dict[str, Any]:
+        """What the arrays mean, by name."""
+        own = {name: getattr(self, name) for name in LABELS}
+        return own | ({"draft_operations": self.drafts.draft_operations} if self.drafts else {})
 
     @property
     def steps(self) -> int:
@@ -105,7 +119,35 @@ class TokenStream:
         }
         cut["prompt_ids"] = self.prompt_ids[: self.prompt_offsets[count]]
         cut["prompt_offsets"] = self.prompt_offsets[: count + 1]
-        return replace(self, **cut, prompt_names=self.prompt_names[:count])
+        drafts = self.drafts.first(count, steps) if self.drafts else None
+        return replace(self, **cut, prompt_names=self.prompt_names[:count], drafts=drafts)
+
+
+def take(stream: TokenStream, chosen: list[int]) -> TokenStream:
+    """Return the streams of some prompts, by number, in the order given; it may come twice."""
+    values: dict[str, Any] = {
+        name: getattr(stream, name)[chosen]
+        for name, (_, dimensions) in ARRAYS.items()
+        if dimensions[0] == "S"
+    }
+    values |= ragged([stream.prompt(s) for s in chosen])
+    names: list[str] = []
+    for name in (stream.prompt_names[s] for s in chosen):
+        names.append(f"{name} again" if name in names else name)
+    drafts = stream.drafts.take(chosen) if stream.drafts else None
+    return replace(stream, **values, prompt_names=tuple(names), drafts=drafts)
+
+
+def from_parts(arrays: dict[str, NDArray[Any]], labels: dict[str, Any]) -> TokenStream:
+    """Return the stream whose `arrays` and `labels` these are, lists in place of tuples or not."""
+    named = {key: tuple(x) if isinstance(x, list) else x for key, x in labels.items()}
+    own: dict[str, Any] = {name: arrays[name] for name in ARRAYS}
+    own |= {name: named[name] for name in LABELS}
+    if named.keys().isdisjoint(DRAFT_LABELS):
+        return TokenStream(**own)
+    drafts: dict[str, Any] = {name: arrays[name] for name in DRAFT_ARRAYS}
+    drafts |= {name: named[name] for name in DRAFT_LABELS}
+    return TokenStream(**own, drafts=DraftStream(**drafts))
 
 
 def ragged(prompts: list[list[int]]) -> dict[str, NDArray[Any]]:
@@ -121,8 +163,8 @@ def _check_shapes(stream: TokenStream) -> None:
     prompts, steps = stream.tokens.shape
     sizes = {"S": prompts, "S+1": prompts + 1, "T": steps, "K": TOP, "O": len(stream.operations)}
     sizes["N"] = stream.prompt_ids.size
-    for name, array in stream.arrays.items():
-        dtype, dims = ARRAYS[name]
+    for name, (dtype, dims) in ARRAYS.items():
+        array = getattr(stream, name)
         shape = tuple(sizes[d] for d in dims)
         if array.dtype != np.dtype(dtype) or array.shape != shape:
             found = f"{array.dtype} {list(array.shape)}"
@@ -154,4 +196,4 @@ def _refuse(name: str, expected: object, found: object) -> None:
 
 
 # The dataclass and the tables above must not drift apart.
-assert (*ARRAYS, *LABELS) == tuple(f.name for f in fields(TokenStream))
+assert (*ARRAYS, *LABELS, "drafts") == tuple(f.name for f in fields(TokenStream))

@@ -16,7 +16,8 @@ from .provenance import ROOM
 class Suite:
     """A model directory, a file of prompts, and how many tokens each prompt is continued by.
 
-    own: the user's, known by what the command line says, and in no table.
+    draft: the directory of a draft head for the model, None without one. own: the user's, known by
+    what the command line says, and in no table.
     """
 
     name: str
@@ -25,6 +26,7 @@ class Suite:
     tokens: int
     arches: tuple[str, ...]
     own: bool = False
+    draft: Path | None = None
 
     @property
     def goldens(self) -> list[str]:
@@ -53,14 +55,30 @@ SUITES: dict[str, Suite] = {
             tokens=64,
             arches=DEFAULT_ARCHES,
         ),
+        Suite(
+            "eagle-pico",
+            model=ROOM / "models" / "llama-pico",
+            draft=ROOM / "models" / "eagle-pico",
+            prompts=ROOM / "prompts" / "eagle-pico.jsonl",
+            tokens=96,
+            arches=DEFAULT_ARCHES,
+        ),
     )
 }
 
 
 def own_suite(
-    model: Path, prompts: Path, tokens: int, *, name: str | None = None, arches: tuple[str, ...]
+    model: Path,
+    prompts: Path,
+    tokens: int,
+    *,
+    name: str | None = None,
+    arches: tuple[str, ...],
+    draft: Path | None = None,
 ) -> Suite:
     """Return the suite of a user's own model; its name is the directory's unless one is given.
+
+    draft: the directory of a draft head for it.
 
     Raises GoldenError for a name that is not fit for a folder or is a built-in suite's, for an
     unknown architecture, and for more tokens than anyone will wait for.
@@ -77,7 +95,8 @@ def own_suite(
         raise GoldenError(f"{name} is a suite of bitassay itself: choose another --name")
     for arch in arches:
         _require_arch(arch)
-    return Suite(name, model, prompts, tokens, tuple(dict.fromkeys(arches)), own=True)
+    arches = tuple(dict.fromkeys(arches))
+    return Suite(name, model, prompts, tokens, arches, own=True, draft=draft)
 
 
 def recording(golden: str, *, accept: bool, option: str = "", tokens: int | None = None) -> str:

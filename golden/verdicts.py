@@ -13,14 +13,22 @@ if TYPE_CHECKING:
     from .compare import Comparison
 
 
-def report(name: str, what: str, comparison: Comparison, model: Path | None = None) -> None:
+def report(
+    name: str,
+    what: str,
+    comparison: Comparison,
+    model: Path | None = None,
+    *,
+    decode_as: str = "",
+) -> None:
     """Print whether two streams are equal, and where they first differ.
 
-    model: the directory whose tokenizer spells the tokens; else that of the golden's suite.
+    model: the directory whose tokenizer spells the tokens; else that of the suite of the golden
+    `decode_as`, or `name`.
     """
     say(render.verdict(name, what, comparison))
     if not comparison.equal:
-        say(render.difference(comparison, decoder(name, model)))
+        say(render.difference(comparison, decoder(decode_as or name, model)))
 
 
 def decoder(name: str, model: Path | None = None) -> Callable[[list[int]], str]:

@@ -5,7 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from .engine_options import DRAFTS, EngineOptions
 from .errors import GoldenError
+
+NO_GPU = (
+    "no GPU: --backend gpu needs a CUDA device that torch can use, and nothing else was run in its "
+    "place; on a CPU use --backend reference or --backend interpreter"
+)
+
+
+class Backend(StrEnum):
+    """What an engine's operations run on."""
+
+    GPU = "gpu"
+    INTERPRETER = "interpreter"
+    REFERENCE = "reference"
 
 
 class Way(StrEnum):
@@ -14,6 +28,7 @@ class Way(StrEnum):
     REFERENCE = "reference"
     INTERPRETER = "interpreter"
     GPU = "gpu"
+    ENGINE = "engine"
 
 
 @dataclass(frozen=True)
@@ -22,7 +37,8 @@ class Options:
 
     prompts: only the first so many, None for all; tokens: the first so many of each. batch_size,
     shuffle, chunk_size: see runners.Job. confirm: note in the manifest that this GPU gave these
-    bits. jobs: the reference's processes, None for as many as are useful.
+    bits. jobs: the reference's processes, None for as many as are useful. engine: how the serving
+    engine runs; a golden with drafts is checked with it on the GPU and in the interpreter too.
     """
 
     way: Way = Way.REFERENCE
@@ -34,9 +50,17 @@ class Options:
     chunk_size: int | None = None
     confirm: bool = False
     jobs: int | None = None
+    engine: EngineOptions | None = None
 
     def __post_init__(self) -> None:
         reference = self.way is Way.REFERENCE
+        if (self.engine is not None) != (self.way is Way.ENGINE):
+            raise GoldenError("options of the serving engine need --with engine")
+        if self.engine and (self.batch_size, self.chunk_size) != (None, None):
+            raise GoldenError(
+                "--batch-size and --chunk-size are --max-num-seqs and --max-num-batched-tokens "
+                "with --with engine"
+            )
         if reference and (self.batch_size, self.shuffle, self.chunk_size) != (None, None, None):
             raise GoldenError(
                 "--batch-size, --shuffle and --chunk-size need --with interpreter or --with gpu"
@@ -50,8 +74,24 @@ class Options:
             raise GoldenError("--confirm needs --with gpu, all prompts and all tokens")
 
     @property
+    def for_drafts(self) -> EngineOptions | None:
+        """How the serving engine checks a golden with drafts; None where the reference does."""
+        if self.engine or self.way is Way.REFERENCE:
+            return self.engine
+        return EngineOptions(
+            backend=str(self.way),
+            max_num_seqs=self.batch_size or EngineOptions.max_num_seqs,
+            max_num_batched_tokens=max(
+                self.chunk_size or EngineOptions.max_num_batched_tokens, DRAFTS + 1
+            ),
+            shuffle=self.shuffle,
+        )
+
+    @property
     def description(self) -> str:
         """What is run, in words."""
+        if self.engine:
+            return self.engine.description
         if self.way is Way.REFERENCE:
             return "reference, token by token" if self.sequential else "reference, replayed"
         extra = [f"batches of {self.batch_size}"] if self.batch_size is not None else []

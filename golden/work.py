@@ -10,7 +10,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import Tensor
@@ -18,6 +18,7 @@ from torch import Tensor
 from bitassay.reference.sample import greedy
 
 from .errors import GoldenError
+from .literal import literal
 from .loading import Reference
 from .runners import Arrays, Job, Progress, trace_arrays
 
@@ -36,11 +37,13 @@ class Task:
 
     Known tokens are replayed, and the rest is generated; one prompt alone is generated one token
     at a time, the sequential truth. binding: the known tokens must be what the model chooses.
+    literal: rounds of drafts are drafted and verified one after the other (literal.py).
     """
 
     prompts: tuple[int, ...]
     recorded: tuple[Tokens, ...]
     binding: bool = True
+    literal: bool = False
 
     @property
     def known(self) -> int:
@@ -84,12 +87,20 @@ def run_task(model: Reference, job: Job, task: Task, chosen: Chosen, fed: Fed) -
 def _run(model: Reference, job: Job, task: Task, chosen: Chosen, fed: Fed) -> list[Arrays]:
     prompts = [job.prompts[prompt] for prompt in task.prompts]
     meter = _meter(job, task, fed)
+    if task.literal:
+        return [literal(model, prompt, job.steps, meter) for prompt in prompts]
     known = _replay(model, job, task, prompts, meter) if task.known else []
     if task.known == job.steps:
         return known
     begun = [prompt + own for prompt, own in zip(prompts, task.recorded, strict=True)]
     rest = _generate(model, begun, job.steps - task.known, task, chosen, meter)
-    return [_joined(*pair) for pair in zip(known, rest, strict=True)] if known else rest
+    if not known:
+        return rest
+    if job.draft is None:
+        return [_joined(*pair) for pair in zip(known, rest, strict=True)]
+    # Drafts look across the seam, and are fewer near the end, so all of them are asked for anew.
+    whole = [(*own, *new["tokens"].tolist()) for own, new in zip(task.recorded, rest, strict=True)]
+    return _replay(model, job, replace(task, recorded=tuple(whole)), prompts, meter)
 
 
 def _meter(job: Job, task: Task, fed: Fed) -> Progress:

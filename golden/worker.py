@@ -30,7 +30,10 @@ def open_model(job: Job) -> Reference:
     checkpoint = load_checkpoint(job.model)
     if checkpoint.digest != job.model_digest:
         raise GoldenError(f"model {job.model} was changed meanwhile: run this again")
-    return load_reference(checkpoint, job.contract)
+    draft = None if job.draft is None else load_checkpoint(job.draft)
+    if draft and draft.digest != job.draft_digest:
+        raise GoldenError(f"draft head {job.draft} was changed meanwhile: run this again")
+    return load_reference(checkpoint, job.contract, draft)
 
 
 def _serve(connection: Connection) -> None:

@@ -5,19 +5,24 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from tiny_pair import load_pair, write_pair
+from tiny_pair import write_prompts as write_pair_prompts
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from bitassay.golden import suites
+from bitassay.golden import oracle, suites
 from bitassay.golden.cli import main
+from bitassay.golden.drafts import DraftStream
 from bitassay.golden.provenance import Identity, Provenance
 from bitassay.golden.stream import TOP, TokenStream, ragged
 from bitassay.golden.suites import Suite
+from bitassay.reference.contract import DRAFT_DEPTH
 
 VOCAB, CONTEXT, EMBEDDING = 256, 3, 16
 TEXTS = ("d", "def f(x):", "import os\n", "\nclass A:\n    pass", "x = [i for i", "é → ü")
@@ -144,9 +149,57 @@ def make_stream() -> MakeStream:
     return make
 
 
+DRAFT_OPERATIONS = ("draft.fc", "draft.attention", "draft.lm_head")
+
+
+@pytest.fixture(scope="session")
+def make_drafted(make_stream) -> MakeStream:
+    """Make a stream with drafts of which most are right: make_drafted(seed, prompts, steps)."""
+
+    def make(seed: int = 0, prompts: int = 3, steps: int = 12) -> TokenStream:
+        stream = make_stream(seed, prompts, steps)
+        random = np.random.RandomState(seed + 1)
+        tokens = np.full((prompts, steps, DRAFT_DEPTH), -1, "<i4")
+        accepted = np.zeros((prompts, steps), "<i4")
+        for s, t in np.ndindex(prompts, steps):
+            for j in range(max(0, min(DRAFT_DEPTH, steps - 2 - t))):
+                right = int(stream.tokens[s, t + 1 + j])
+                chosen = right if random.random_sample() < 0.7 else (right + 1) % 50
+                tokens[s, t, j] = chosen
+                if chosen != right:
+                    break
+                accepted[s, t] += 1
+        shape = (prompts, steps, DRAFT_DEPTH, len(DRAFT_OPERATIONS))
+        prints = random.randint(1, 2**64, shape, dtype=np.uint64)
+        prints[tokens < 0] = 0
+        folds = random.randint(1, 2**64, (prompts, len(DRAFT_OPERATIONS)), dtype=np.uint64)
+        drafts = DraftStream(tokens, accepted, prints, folds, DRAFT_OPERATIONS)
+        return replace(stream, drafts=drafts)
+
+    return make
+
+
 @pytest.fixture(scope="session")
 def provenance() -> Provenance:
     names = ("contract", "model", "tokenizer", "prompts", "rotary_table")
     digests = {name: name[0] * 64 for name in names}
     identity = Identity("made-up", "sm_90", contract_version=1, tokens=4, **digests)
     return Provenance(identity, {"torch": "2"}, "abc", False, "2025-01-01T00:00:00Z")
+
+
+@pytest.fixture(scope="session")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders with a target, a head and prompts, by kind of head."""
+    folders = {}
+    for kind in ("eagle", "eagle3"):
+        folders[kind] = tmp_path_factory.mktemp(kind)
+        write_pair(folders[kind], kind)
+        write_pair_prompts(folders[kind] / "prompts.jsonl")
+    return folders
+
+
+@pytest.fixture(scope="session")
+def generated(pairs: dict[str, Path]) -> TokenStream:
+    """What is generated with the EAGLE-1 head for sm_90, in one process."""
+    inputs = load_pair(pairs["eagle"])
+    return oracle.generate(inputs.job, inputs.facts, lambda *_: None)

@@ -310,7 +310,9 @@ def test_the_real_suite_is_in_the_table():
     suite, arch = suites.find_suite("context-lm/sm_89")
     assert (suite.tokens, arch) == (64, "sm_89")
     assert suites.select([], everything=True) == [
-        f"{suite}/{arch}" for suite in ("context-lm", "llama-pico") for arch in ("sm_89", "sm_90")
+        f"{suite}/{arch}"
+        for suite in ("context-lm", "llama-pico", "eagle-pico")
+        for arch in ("sm_89", "sm_90")
     ]
     assert suites.select(["context-lm", "context-lm/sm_90"], everything=False) == [
         "context-lm/sm_89",

@@ -8,6 +8,7 @@ import pytest
 from bitassay.golden import oracle
 from bitassay.golden.check import require_current
 from bitassay.golden.compare import compare
+from bitassay.golden.drafts import run_of
 from bitassay.golden.inputs import load_inputs
 from bitassay.golden.store import PACKAGED, Store
 from bitassay.golden.suites import SUITES, find_suite, select
@@ -76,6 +77,25 @@ def test_llama_pico_has_every_operation_and_many_lengths(arch):
     # Of prompt rows, all but the lm_head's are folded; a prompt of one token has none.
     assert (stream.prompt_fingerprints[long, :-1] != 0).all()
     assert (stream.prompt_fingerprints[:, -1] == 0).all()
+
+
+@pytest.mark.parametrize("arch", SUITES["eagle-pico"].arches)
+def test_eagle_pico_drafts_well_and_not_always(arch):
+    """Chains of every length end in the middle and at the end: each tests another path."""
+    golden = STORE.read(f"eagle-pico/{arch}")
+    stream, drafts = golden.stream, golden.stream.drafts
+    assert stream.tokens.shape[0] >= 64
+    assert stream.tokens.shape[1] == 96
+    assert len(drafts.draft_operations) == 13
+    assert golden.entry.draft_model == golden.provenance.identity.draft_model != ""
+    assert drafts.acceptance_length(3) >= 2.0
+    assert set(np.unique(drafts.accepted)) == set(range(6))
+    for count in (1, 3, 5):
+        rounds = [r for run in run_of(drafts, count).rounds for r in run if r[1] == count]
+        assert {accepted for _, _, accepted in rounds} == set(range(count + 1))
+    long = np.diff(stream.prompt_offsets) > 1
+    assert (drafts.draft_prompt_fingerprints[long, :-1] != 0).all()
+    assert (drafts.draft_prompt_fingerprints[:, -1] == 0).all()
 
 
 @pytest.mark.parametrize("suite", SUITES)

@@ -15,7 +15,7 @@ from bitassay.golden.device import gpu_arch
     "options", [(), ("--batch-size", "7"), ("--shuffle", "1"), ("--batch-size", "1")], ids=" ".join
 )
 def test_compiled_kernels_give_the_goldens_bits(cuda, options):
-    check("--all", *options)
+    check("--all", "--with", "gpu", *options)
 
 
 @pytest.mark.gpu
@@ -29,12 +29,22 @@ def test_compiled_kernels_give_the_goldens_bits(cuda, options):
     ids=" ".join,
 )
 def test_prompts_in_chunks_give_the_goldens_bits(cuda, options):
-    check(f"llama-pico/{gpu_arch()}", *options)
+    check(f"llama-pico/{gpu_arch()}", "--with", "gpu", *options)
 
 
-def check(*arguments: str) -> None:
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "options",
+    [(), ("--k", "0"), ("--k", "5", "--warm"), ("--eager", "--cancel", "3", "--num-blocks", "64")],
+    ids=" ".join,
+)
+def test_the_serving_engine_gives_the_goldens_bits(cuda, options):
+    check(f"eagle-pico/{gpu_arch()}", "--with", "engine", *options, what="engine on the GPU")
+
+
+def check(*arguments: str, what: str = "kernels on the GPU") -> None:
     """In a process of its own: this one may interpret kernels."""
-    command = [sys.executable, "-m", "bitassay.golden", "check", "--with", "gpu", *arguments]
+    command = [sys.executable, "-m", "bitassay.golden", "check", *arguments]
     answer = subprocess.run(command, capture_output=True, text=True)
     assert (answer.returncode, answer.stderr) == (0, "")
-    assert "equal (kernels on the GPU" in answer.stdout
+    assert f"equal ({what}" in answer.stdout

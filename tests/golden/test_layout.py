@@ -58,8 +58,8 @@ def test_identity_and_labels_change_the_content_digest_and_nothing_else_does(
 ):
     stream, identity = make_stream(), provenance.identity
     digest = layout.content_digest(stream, identity)
-    names = ("suite", "arch", "contract", "model", "tokenizer", "prompts", "rotary_table")
-    for field in names:
+    names = ("suite", "arch", "contract", "model", "draft_model", "tokenizer", "prompts")
+    for field in (*names, "rotary_table"):
         assert layout.content_digest(stream, replace(identity, **{field: "x"})) != digest
     assert layout.content_digest(stream, replace(identity, tokens=5)) != digest
     assert layout.content_digest(replace(stream, operations=("a", "b")), identity) != digest
@@ -74,7 +74,7 @@ def test_identity_and_labels_change_the_content_digest_and_nothing_else_does(
 def test_the_content_digest_is_pinned(make_stream, provenance):
     """A digest that changes by itself would rename every golden."""
     digest = layout.content_digest(make_stream(), provenance.identity)
-    assert digest == "bf2bafa845235413830c6369af91591f9d81d10af888bed4ca8f005cc78b4687"
+    assert digest == "69703d27a7fd323044ae2b45ab68f4919ea6feba6e04e48b5239b2fcaf1ae3c4"
 
 
 def test_files_that_nobody_listed_are_not_read(make_stream, provenance):
@@ -97,7 +97,9 @@ def test_a_missing_file_is_named(make_stream, provenance, tmp_path):
 
 
 def test_another_schema_is_refused(make_stream, provenance):
-    with pytest.raises(SchemaError, match="schema 3, this build reads up to 2"):
-        layout.decode(layout.encode(make_stream(), replace(provenance, schema=3)))
-    with pytest.raises(OutdatedError, match="schema 1, this build reads schema 2: record it again"):
-        layout.decode(layout.encode(make_stream(), replace(provenance, schema=1)))
+    with pytest.raises(SchemaError, match="schema 4, this build reads up to 3"):
+        layout.decode(layout.encode(make_stream(), replace(provenance, schema=4)))
+    for old in (1, 2):
+        message = f"schema {old}, this build reads schema 3: record it again"
+        with pytest.raises(OutdatedError, match=message):
+            layout.decode(layout.encode(make_stream(), replace(provenance, schema=old)))

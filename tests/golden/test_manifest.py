@@ -71,15 +71,17 @@ def test_disorder_and_repetition_are_refused(entries):
 
 def test_a_newer_schema_is_called_newer_and_not_damaged(entries):
     facts = json.loads(manifest.render(entries).splitlines()[0])
-    line = json.dumps(facts | {"schema": 3, "checksum": "of another kind", "more": 1})
-    with pytest.raises(SchemaError, match="schema 3, this build reads up to 2: install a newer"):
+    line = json.dumps(facts | {"schema": 4, "checksum": "of another kind", "more": 1})
+    with pytest.raises(SchemaError, match="schema 4, this build reads up to 3: install a newer"):
         manifest.parse(line.encode() + b"\n")
 
 
-def test_lines_of_an_earlier_schema_are_read_and_kept(entries):
+@pytest.mark.parametrize("schema", [1, 2])
+def test_lines_of_an_earlier_schema_are_read_and_kept(entries, schema):
     """So that such a store can be listed, and goldens of both can lie beside each other."""
-    entries["another/sm_90"] = replace(entries["another/sm_90"], schema=1)
+    entries["another/sm_90"] = replace(entries["another/sm_90"], schema=schema)
     data = manifest.render(entries)
+    assert ["draft_model" in json.loads(line) for line in data.splitlines()] == [False, True]
     assert manifest.parse(data) == entries
     assert manifest.render(manifest.parse(data)) == data
 
@@ -103,6 +105,9 @@ MACHINE = {"gpu": "g", "driver": "d", "triton": "3", "torch": "2", "date": "now"
         ("contract_version", [1]),
         ("files", {}),
         ("schema", "2"),
+        ("schema", 2),
+        ("draft_model", 1),
+        ("draft_model", None),
         ("schema", True),
         ("confirmed", "yes"),
         ("confirmed", []),

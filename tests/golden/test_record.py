@@ -254,14 +254,15 @@ def test_a_model_changed_meanwhile_is_refused(folder):
         oracle.generate(inputs.job, inputs.facts, silent)
 
 
-def test_goldens_of_the_first_schema_are_recorded_again(folder, run):
+@pytest.mark.parametrize("schema", [1, 2])
+def test_goldens_of_earlier_schemas_are_recorded_again(folder, run, schema):
     path = folder / "store" / "manifest.jsonl"
-    old = [replace(entry, schema=1) for entry in Store(str(path.parent)).entries().values()]
+    old = [replace(entry, schema=schema) for entry in Store(str(path.parent)).entries().values()]
     path.write_text("".join(entry.line + "\n" for entry in old))
     for command in (("record",), ("check",)):
         status, out, err = run(*command, "tiny/sm_90")
         assert (status, out) == (2, "")
-        assert "recorded with schema 1, this build reads schema 2: record it again with: " in err
+        assert f"recorded with schema {schema}, this build reads schema 3: record it " in err
         assert "bitassay record tiny/sm_90 --accept --store" in err
     assert run("list")[0] == 0
     assert run("record", "--all", "--accept")[0] == 0

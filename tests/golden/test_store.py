@@ -158,11 +158,11 @@ def test_a_golden_of_an_earlier_schema_is_listed_not_read_and_replaced(
 
 def test_a_newer_schema_is_refused(kept, make_stream, provenance):
     entry = kept.entry(NAME)
-    Path(kept.root, "manifest.jsonl").write_text(replace(entry, schema=3).line + "\n")
-    with pytest.raises(GoldenError, match="schema 3, this build reads up to 2"):
+    Path(kept.root, "manifest.jsonl").write_text(replace(entry, schema=4).line + "\n")
+    with pytest.raises(GoldenError, match="schema 4, this build reads up to 3"):
         kept.read(NAME)
     before = tree(kept)
-    with pytest.raises(GoldenError, match="schema 3"):
+    with pytest.raises(GoldenError, match="schema 4"):
         kept.publish(make_stream(1), provenance, accept=True)
     assert tree(kept) == before
 

@@ -95,11 +95,11 @@ def _write_cache(  # [T, Hkv, D] x 2, [B, 16, Hkv, D] x 2, [T]
     # A row without a slot writes what the first row with one does, so that order is free; where
     # none has, all write what lies in the first slot already.
     kept = slots >= 0
-    first = kept.int().argmax()
-    places = torch.where(kept, slots, slots[first]).clamp_min(0)
+    first = kept.int().argmax(0, keepdim=True)  # [1]: a number would have to be waited for
+    places = torch.where(kept, slots, slots.index_select(0, first)).clamp_min(0)
     for x, cache in ((k, k_cache), (v, v_cache)):
         flat = cache.flatten(0, 1)
-        instead = torch.where(kept.any(), x[first], flat[0])
+        instead = torch.where(kept.any(), x.index_select(0, first), flat[:1])
         flat.index_copy_(0, places, torch.where(kept[:, None, None], x, instead))
 
 

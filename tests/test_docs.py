@@ -3,14 +3,21 @@
 import contextlib
 import io
 import re
+from dataclasses import fields
+from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from typer.main import get_command
 
+from bitassay.engine.config import EngineConfig
+from bitassay.golden.cli import app
 from bitassay.golden.compare import compare
+from bitassay.golden.configurations import COUNT, FACTORS, sweep
 from bitassay.golden.store import find_store
-from bitassay.golden.stream import ARRAYS
+from bitassay.golden.stream import ALL_ARRAYS
 from bitassay.golden.suites import SUITES
 from bitassay.reference.arch import ARCHES
 from bitassay.reference.checkpoint import load_tokenizer
@@ -22,14 +29,18 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 
 def table(page: str, heading: str) -> list[list[str]]:
     """Return the cells of the table whose header row begins with `heading`, code marks removed."""
-    lines = (ROOT / page).read_text().splitlines()
-    (start,) = (i for i, line in enumerate(lines) if line.startswith(f"| {heading} |"))
-    rows = []
-    for line in lines[start + 2 :]:
-        if not line.startswith("|"):
-            break
-        rows.append([cell.strip(" `") for cell in line.strip("|").split(" | ")])
+    (rows,) = tables(page, heading)
     return rows
+
+
+def tables(page: str, heading: str) -> list[list[list[str]]]:
+    """Return those of all tables whose header row begins so."""
+    found = []
+    lines = (ROOT / page).read_text().splitlines()
+    for start in (i for i, line in enumerate(lines) if line.startswith(f"| {heading} |")):
+        rows = takewhile(lambda line: line.startswith("|"), lines[start + 2 :])
+        found.append([[cell.strip(" `") for cell in row.strip("|").split(" | ")] for row in rows])
+    return found
 
 
 def examples() -> list[pytest.param]:
@@ -81,9 +92,9 @@ def test_changelog_names_the_contract_version():
 
 def test_store_page_has_every_array():
     spelled = {"<i4": "int32", "<i8": "int64", "<u4": "uint32", "<u8": "uint64"}
-    listed = {row[0]: (row[1], row[2]) for row in table("docs/store.md", "array")}
-    known = {n: (spelled[dtype], f"[{', '.join(dims)}]") for n, (dtype, dims) in ARRAYS.items()}
-    assert listed == known
+    rows = [row for one in tables("docs/store.md", "array") for row in one]
+    known = {n: (spelled[dtype], f"[{', '.join(dims)}]") for n, (dtype, dims) in ALL_ARRAYS.items()}
+    assert {row[0]: (row[1], row[2]) for row in rows} == known
 
 
 def test_readme_shows_a_stream_of_the_store():
@@ -115,6 +126,49 @@ def test_readme_says_how_the_architectures_differ():
     assert f"of these 64 streams, {apart} part ways" in readme
 
 
+def test_engine_page_has_the_sweep():
+    listed = {name: settings.split(", ") for name, settings in table("docs/engine.md", "factor")}
+    assert listed == {name: [str(one) for one in settings] for name, settings in FACTORS.items()}
+    page = (ROOT / "docs" / "engine.md").read_text()
+    assert f"`--sweep` makes {COUNT} runs" in page
+    assert len(sweep(graphs=True)) == len(sweep(graphs=False)) == COUNT
+
+
+def names(parameter: Any) -> list[str]:
+    """Return the names of an option; none for an argument."""
+    return [one for one in (*parameter.opts, *parameter.secondary_opts) if one.startswith("--")]
+
+
+def options(command: str) -> set[str]:
+    """Return the options of a command, but for --help."""
+    return {name for one in get_command(app).commands[command].params for name in names(one)}
+
+
+def help_of(command: str, option: str) -> str:
+    """Return what --help says of an option."""
+    (found,) = (one for one in get_command(app).commands[command].params if option in names(one))
+    return found.help or ""
+
+
+def test_engine_page_has_every_option_of_run():
+    rows = table("docs/engine.md", "option of run")
+    listed = {name for row in rows for name in re.findall(r"--[\w-]+", row[0])}
+    assert listed == options("run")
+
+
+def test_store_page_has_every_option_of_the_engine():
+    page = (ROOT / "docs" / "store.md").read_text()
+    own = {name for name in options("check") if "engine" in help_of("check", name)}
+    assert {"--k", "--sweep"} <= own
+    assert not sorted(name for name in own if f"`{name}" not in page)
+
+
+def test_api_page_has_every_field_of_the_engine_configuration():
+    page = (ROOT / "docs" / "api.md").read_text()
+    known = ", ".join(f"{field.name}={field.default!r}" for field in fields(EngineConfig))
+    assert f"`EngineConfig(*, {known})`" in page
+
+
 def test_every_nox_session_is_described():
     source = (ROOT / "noxfile.py").read_text()
     sessions = re.findall(r"^@nox\.session.*\ndef (\w+)", source, re.MULTILINE)
@@ -128,6 +182,7 @@ def test_files_that_pages_name_exist():
     missing = []
     for page in PAGES:
         named = re.findall(r"\b((?:docs|benchmarks|LICENSES)/[\w.-]+\.\w+)", page.read_text())
-        named += re.findall(r"\]\(((?!http|#)[^)#]+)", page.read_text())
         missing += [f"{page.name}: {name}" for name in named if not (ROOT / name).exists()]
+        linked = re.findall(r"\]\(((?!http|#)[^)#]+)", page.read_text())
+        missing += [f"{page.name}: {name}" for name in linked if not (page.parent / name).exists()]
     assert not missing

@@ -89,7 +89,7 @@ def sweep(args: argparse.Namespace, dp: int, console: Console) -> bool:
     expected = golden.stream.first(args.prompts, args.tokens)
     runs = Sweep(inputs, expected, SweepOptions(dp=dp, backend=args.backend, seed=args.seed))
     figures, begun = Figures(), time.monotonic()
-    for number, options in enumerate(runs.options):
+    for number, options in list(enumerate(runs.options))[args.start - 1 :]:
         check = runs.check(number)
         figures.add(options.description, options.drafting(True), check)
         verdict = "equal, but NOT EXERCISED" if check.missing else "equal"
@@ -112,6 +112,7 @@ def main() -> int:
     parser.add_argument("--prompts", type=int)
     parser.add_argument("--tokens", type=int)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--start", type=int, default=1, help="the first configuration to run")
     parser.add_argument("--backend", choices=("gpu", "reference"), default="gpu")
     parser.add_argument("--arch", help="of the golden; the GPU's if there is one")
     args = parser.parse_args()

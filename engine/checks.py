@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from numbers import Integral
+from typing import Any
 
 import torch
 
 from .blocks import blocks_for
 
 Prompts = Sequence[Sequence[int]]
+
+
+def check_integer(name: str, value: Any) -> None:
+    """Raise ValueError unless a value is an integer, of whatever type; no bool is one."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise ValueError(f"{name}: expected an integer, found {value!r}")
 
 
 def check_ids(sequences: Prompts, vocab_size: int, what: str, *, first: int = 0) -> list[list[int]]:
@@ -72,10 +80,31 @@ def check_blocks(
 
 
 def check_max_tokens(tokens: Sequence[int], what: str, *, first: int = 0) -> None:
-    """Raise ValueError naming the first prompt that is to be continued by no token."""
+    """Raise ValueError naming the first prompt that is not to be continued by whole tokens."""
     for index, count in enumerate(tokens, first):
+        check_integer(f"{what} {index}, max_tokens", count)
         if count < 1:
             raise ValueError(f"{what} {index}: expected max_tokens of at least 1, found {count}")
+
+
+def check_eos(eos: int | Sequence[int] | None, vocab_size: int, what: str) -> tuple[int, ...]:
+    """Return the ids that end a request, none for None.
+
+    Raises ValueError for an empty sequence, and for what is no id of the vocabulary.
+    """
+    if eos is None:
+        return ()
+    ids = tuple(eos) if isinstance(eos, Iterable) else (eos,)
+    if not ids:
+        raise ValueError(f"{what}: expected ids in eos_token_id, found none: leave it out")
+    for token in ids:
+        check_integer(f"{what}, eos_token_id", token)
+        if not 0 <= token < vocab_size:
+            raise ValueError(
+                f"{what}, eos_token_id: expected an id within 0 … {vocab_size - 1} (vocabulary of "
+                f"{vocab_size}), found {token}"
+            )
+    return tuple(int(token) for token in ids)
 
 
 def check_order(order: Sequence[int], count: int) -> None:
@@ -85,8 +114,10 @@ def check_order(order: Sequence[int], count: int) -> None:
 
 
 def each(name: str, value: int | Sequence[int], count: int) -> list[int]:
-    """Return one value for each prompt; ValueError for a sequence of another length."""
-    values = [value] * count if isinstance(value, int) else list(value)
+    """Return one integer for each prompt; ValueError for another number of them, or none."""
+    values = list(value) if isinstance(value, Iterable) else [value] * count
     if len(values) != count:
         raise ValueError(f"{name}: expected one for each of {count} prompts, found {len(values)}")
-    return values
+    for one in values:
+        check_integer(name, one)
+    return [int(one) for one in values]

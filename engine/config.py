@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..reference.contract import DRAFT_DEPTH
+from .checks import check_integer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,10 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         """Raise ValueError for a size that no run could work with."""
+        for name in ("num_draft_tokens", "max_num_seqs", "max_num_batched_tokens"):
+            check_integer(name, getattr(self, name))
+        if self.num_blocks is not None:
+            check_integer("num_blocks", self.num_blocks)
         if not 0 <= self.num_draft_tokens <= DRAFT_DEPTH:
             raise ValueError(
                 f"num_draft_tokens: expected 0 … {DRAFT_DEPTH}, found {self.num_draft_tokens}"

@@ -25,6 +25,7 @@ class EagleHead:
 
     def __init__(self, checkpoint: Checkpoint, target: CausalLM) -> None:
         self.config = config = EagleConfig.from_checkpoint(checkpoint, target.config)
+        self.target = target
         self.operations = config.operations
         self.device, self._run, self._contract = target.device, target.backend, target.contract
         weights = {name: t.to(self.device) for name, t in config.weights(checkpoint).items()}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from . import serve
 from .blocks import BlockManager
-from .checks import Prompts, check_blocks, check_ids, check_lengths, check_max_tokens
+from .checks import Prompts, check_blocks, check_eos, check_ids, check_lengths, check_max_tokens
 from .config import EngineConfig
 from .record import Record
 from .request import Output, Request
@@ -17,6 +17,7 @@ from .room import default_blocks
 from .runner import Runner
 from .scheduler import Scheduler
 from .stats import Stats
+from .steps import Result
 from .trace import EngineTrace
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class Engine:
         """Make the caches. head: what drafts; where K is 0 it does not run.
 
         runner: what runs the steps, None for one over the model. Raises ValueError where drafts
-        are asked for without a head.
+        are asked for without a head, and for a head that was loaded for another model.
         """
         config = config or EngineConfig()
         drafting = config.num_draft_tokens > 0
@@ -51,6 +52,11 @@ class Engine:
             raise ValueError(
                 f"num_draft_tokens {config.num_draft_tokens}: expected a draft head, found none: "
                 "load one, or ask for no drafts"
+            )
+        if head is not None and head.target is not model:
+            raise ValueError(
+                "head: expected one loaded for this model, found one loaded for another: it uses "
+                "its target's weights: EagleHead.from_pretrained(path, model)"
             )
         self._model = model
         if config.num_blocks is None:
@@ -66,10 +72,16 @@ class Engine:
         self._scheduler = Scheduler(config, self._blocks, self.stats)
         self._runner = runner or Runner(model, head if drafting else None, config)
         self._records: dict[int, Record] = {}
+        self._untold: list[Output] = []  # what the next step() returns
         self._numbers = count()
 
     @property
     def has_unfinished(self) -> bool:
+        """Whether a request waits or runs, or `step` has something to return."""
+        return self.busy or bool(self._untold)
+
+    @property
+    def busy(self) -> bool:
         """Whether a request waits or runs."""
         return bool(self._scheduler.waiting or self._scheduler.running)
 
@@ -78,57 +90,68 @@ class Engine:
         prompt_ids: Sequence[int],
         max_tokens: int,
         *,
-        eos_token_id: int | None = None,
+        eos_token_id: int | Sequence[int] | None = None,
         ignore_eos: bool = True,
     ) -> int:
         """Put a request into the queue and return its number.
 
-        It ends after max_tokens tokens ("length"), or with eos_token_id ("stop") unless eos is
-        ignored. Raises ValueError for a request that could never run: an empty prompt, ids outside
-        the vocabulary, max_tokens below 1, more positions than the model has, more blocks than the
-        cache has. Nothing is queued then.
+        It ends after max_tokens tokens ("length"), or with eos_token_id, or the first of several
+        ("stop"), unless eos is ignored. Raises ValueError for a request that could never run: an
+        empty prompt, ids outside the vocabulary, max_tokens below 1, more positions than the model
+        has, more blocks than the cache has. Nothing is queued then.
         """
         number = next(self._numbers)
         (ids,) = self.check([prompt_ids], [max_tokens], "request", first=number)
-        if not ignore_eos and eos_token_id is None:
+        eos = check_eos(eos_token_id, self._model.config.vocab_size, f"request {number}")
+        if not ignore_eos and not eos:
             raise ValueError(
                 f"request {number}: expected eos_token_id where eos is not ignored, found None"
             )
-        request = Request(number, ids, max_tokens, eos_token_id, ignore_eos)
+        request = Request(number, ids, int(max_tokens), eos, ignore_eos)
+        self._records[number] = Record(request, self._untold)
         self._scheduler.add(request)
-        self._records[number] = Record(request)
         return number
 
     def cancel(self, request: int) -> None:
         """End a request between two steps, whether it waits, runs or was preempted.
 
-        Its blocks come back, it has no further output, and it leaves nothing to `take`. One that
-        has ended stays as it is. KeyError for a number that is unknown, cancelled or was taken.
+        Its blocks come back, it has no further output, not even one that nobody has been given
+        yet, and it leaves nothing to `take`. One that has ended stays as it is. KeyError for a
+        number that is unknown, cancelled or was taken.
         """
         known = self._records[request].request
         if not known.done:
             self._scheduler.cancel(known)
-            del self._records[request]
+            self._forget(request)
 
     def step(self) -> list[Output]:
-        """Run one step; return what it gave each request that got tokens, or [] if none is left.
+        """Run one step; return what requests got, or [] if none is left.
 
-        Raises ValueError for NaN among the logits, naming the request; nothing of that step
-        counts then, and the request has to be cancelled before the next.
+        What `stream` and `generate` stepped for other requests meanwhile comes first, so that one
+        request may have several outputs; their own prompts' outputs are not among them. Raises
+        ValueError for NaN among the logits, naming the request; nothing of that step counts then,
+        and the request has to be cancelled before the next. After any other error, an interrupt
+        included, one can go on as well, except where it came amid the books of requests: then
+        this and `take` raise RuntimeError.
         """
+        self.advance()
+        outputs = list(self._untold)
+        self._untold.clear()
+        return outputs
+
+    def advance(self) -> None:
+        """Run one step; lay what it gave each request where whoever reads it will find it."""
         rows = self._scheduler.schedule()
         if not rows:
-            if self.has_unfinished:
+            if self.busy:
                 raise RuntimeError("requests are left, but the scheduler gave none of them a row")
-            return []
+            return
         results = self._runner.run(rows)
         self.stats.steps += 1
-        for result in results:
-            self._records[result.request].results.append(result)
-        return self._scheduler.update(results, self._ended)
+        self._scheduler.update(results, self._given, self._ended)
 
     def take(self, request: int) -> EngineTrace:
-        """Return the trace of a request that has ended, and forget the request.
+        """Return the trace of a request that has ended, and forget it, outputs not given included.
 
         ValueError for one that has not ended, and for what the device flagged since the last
         check. KeyError for a number that is unknown, cancelled or was taken.
@@ -136,7 +159,13 @@ class Engine:
         return self.take_all([request])[0]
 
     def take_all(self, requests: Sequence[int]) -> list[EngineTrace]:
-        """Return the traces of requests together, which waits for the device once; as `take`."""
+        """Return the traces of requests together, which waits for the device once; as `take`.
+
+        ValueError for a request that is named twice; none is taken then.
+        """
+        self._scheduler.check()
+        if len(set(requests)) < len(requests):
+            raise ValueError(f"requests: expected each once, found {list(requests)}")
         records = [self._records[number] for number in requests]
         for record in records:
             if not record.request.done:
@@ -148,7 +177,7 @@ class Engine:
         fold, depth = self._model.backend.fold, self.config.num_draft_tokens
         traces = [record.trace(fold, depth) for record in records]
         for number in requests:
-            del self._records[number]
+            self._forget(number)
         return traces
 
     def generate(
@@ -175,7 +204,8 @@ class Engine:
         """Yield what each step gives each prompt, whose place among the prompts is its `request`.
 
         Tokens alone: there is nothing to `take` afterwards. Closed early, it cancels what is left.
-        Raises ValueError as `add_request`, before anything is added.
+        Several streams, `generate` and `step` may take turns: whoever steps, each prompt's outputs
+        come here, all of them, once. Raises ValueError as `add_request`, before anything is added.
         """
         return serve.stream(self, prompts, max_tokens)
 
@@ -208,7 +238,26 @@ class Engine:
         """Cancel a request if it has not ended, and leave nothing to `take`."""
         if request in self._records:
             self.cancel(request)
-            self._records.pop(request, None)
+        if request in self._records:
+            self._forget(request)
+
+    def deliver(self, request: int, inbox: list[Output]) -> None:
+        """Let a request's outputs come into a list of the caller's instead of to `step`."""
+        self._records[request].inbox = inbox
+
+    def unfinished(self, request: int) -> bool:
+        """Return whether a request waits or runs; not so one that was cancelled or taken."""
+        return request in self._records and not self._records[request].request.done
+
+    def _forget(self, request: int) -> None:
+        inbox = self._records.pop(request).inbox
+        inbox[:] = [output for output in inbox if output.request != request]
+
+    def _given(self, result: Result, output: Output) -> None:
+        """Keep what a step gave a request, on the device and as tokens."""
+        record = self._records[result.request]
+        record.results.append(result)
+        record.inbox.append(output)
 
     def _ended(self, request: Request) -> None:
         """Keep the fingerprints of a request's rows, while it still holds their slots."""

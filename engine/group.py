@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from types import TracebackType
 from typing import Any
@@ -14,11 +15,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from .agreement import agree
 from .exchange import Exchange, GlooExchange, NcclExchange
-from .rendezvous import Place, RankError, RankLost, RankTimeout, meet, named
-from .watch import BEAT, SILENCE, Watch
+from .rendezvous import Meeting, Place, RankError, RankLost, RankTimeout, meet, named
+from .watch import BEAT, QUIET_BEATS, SILENCE, Watch
 
 TIMEOUT = 60.0  # seconds for a collective, unless told otherwise
+LONGEST = 86400.0  # seconds, a day: longer ones overflow somewhere below, and help nobody
 # The first steps compile kernels, some ranks more of them than others.
 WARM_UP, WARM_UP_FACTOR = 2, 10
 _PATIENCE = 10.0  # seconds more for a rank to find out by itself
@@ -40,16 +43,17 @@ class Group:
     def __init__(
         self, place: Place, device: torch.device, timeout: float, stuck: Stuck | None = None
     ) -> None:
-        if timeout <= 0:
-            raise ValueError(f"timeout: expected more than 0 seconds, found {timeout:g}")
+        check_timeout(timeout)
         self.place, self.device = place, device
         self.rank, self.world_size = place.rank, place.world_size
         self._timeout, self._entered, self._began = timeout, 0, time.monotonic()
-        self._stuck, self._lost_since = stuck, self._began
+        self._stuck, self._lost_since, self._agreements = stuck, self._began, 0
         self._watch: Watch | None = None
+        self._meeting: Meeting | None = None
         if self.world_size == 1:
             return
-        self._watch = Watch(meeting := meet(place, timeout), self._look)
+        self._meeting = meeting = meet(place, timeout)
+        self._watch = Watch(meeting, self._look)
         if os.environ.get("LOCAL_WORLD_SIZE") == str(self.world_size):
             # All on one host, whose name gloo would look up, and it need not have an address.
             os.environ.setdefault("GLOO_SOCKET_IFNAME", _LOOPBACK)
@@ -102,6 +106,24 @@ class Group:
         """Note that a collective was complete."""
         if self._watch is not None:
             self._watch.complete(number)
+
+    def agree(self, facts: Mapping[str, str]) -> None:
+        """Raise RankError, naming ranks and facts, unless every rank calls this with the same.
+
+        facts: text by name, of what decides results. Waits for the others as for a first step.
+        """
+        if self._meeting is None:
+            return
+        self._agreements += 1
+        number, what = self._agreements, "comparing what is to be run"
+        timeout = self._timeout * WARM_UP_FACTOR
+
+        def done() -> bool:
+            assert self._meeting is not None
+            agree(self._meeting, number, facts, timeout, lambda: self._refuse_lost(what))
+            return True
+
+        self._done(done, what)
 
     def sum(self, step: int, count: int) -> Pending:
         """Begin the sum of all ranks' counts after a step; every rank must, in the same step.
@@ -163,8 +185,10 @@ class Group:
                 continue
             look = now + BEAT / 2
             self._refuse_lost(what)
-            # Two beats more: by then a rank that did take part has said so.
-            if now > deadline + 2 * BEAT:
+            # Two beats more: by then a rank that did take part has said so. Where all have, some
+            # more tell whether one of them has gone silent since.
+            beats = 2 if self._watch.missing(number) else 2 + QUIET_BEATS
+            if now > deadline + beats * BEAT:
                 raise self._timed_out(number, what, timeout)
 
     def _allowed(self, number: int) -> float:
@@ -192,6 +216,8 @@ class Group:
         """Whether it is; an error of the transport most likely means that a rank is gone."""
         try:
             return done()
+        except RankError:
+            raise
         except RuntimeError as error:
             end = time.monotonic() + SILENCE + 2 * BEAT
             while time.monotonic() < end:
@@ -214,6 +240,12 @@ class Group:
     def _timed_out(self, number: int, what: str, timeout: float) -> RankTimeout:
         assert self._watch is not None
         missing = self._watch.missing(number)
+        if not missing and (quiet := self._watch.quiet()):
+            where = "; ".join(f"rank {rank} {said}" for rank, said in quiet.items())
+            return RankTimeout(
+                f"{self.place.name}: {what} was not done after {timeout:g} s, because "
+                f"{named(list(quiet))} went silent in it ({where}): see whether it was stopped"
+            )
         if not missing:
             return RankTimeout(
                 f"{self.place.name}: {what} was not done after {timeout:g} s, although every rank "
@@ -280,6 +312,15 @@ class Pending:
                 f"{where}: a rank has skipped a collective or entered one too many"
             )
         return count
+
+
+def check_timeout(seconds: float) -> None:
+    """Raise ValueError unless it is a time that ranks may wait for each other."""
+    if not (math.isfinite(seconds) and 0 < seconds <= LONGEST):
+        raise ValueError(
+            f"timeout: expected more than 0 seconds and at most {LONGEST:g}, a day, found "
+            f"{seconds:g}"
+        )
 
 
 def bind(place: Place, device: str) -> torch.device:

@@ -41,7 +41,7 @@ class Steps(Protocol):
         prompt_ids: Sequence[int],
         max_tokens: int,
         *,
-        eos_token_id: int | None = None,
+        eos_token_id: int | Sequence[int] | None = None,
         ignore_eos: bool = True,
     ) -> int:
         """Queue a request and return its number."""
@@ -64,7 +64,7 @@ class Requests:
     arrivals: for each prompt the step at which its rank adds it, None for all at the beginning.
     cancelled: for some prompts the number of tokens after which they are cancelled, 0 for while
     they wait; they have no trace, unless they end before.
-    eos_token_id: where streams stop, None for exactly max_tokens each.
+    eos_token_id: where streams stop, one id or several, None for exactly max_tokens each.
     """
 
     prompts: Sequence[Sequence[int]]
@@ -72,7 +72,7 @@ class Requests:
     order: Sequence[int] | None = None
     arrivals: Sequence[int] | None = None
     cancelled: Mapping[int, int] = field(default_factory=dict)
-    eos_token_id: int | None = None
+    eos_token_id: int | Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         """Raise ValueError for an order, arrivals or cancelled that do not fit the prompts."""

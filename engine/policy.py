@@ -10,16 +10,19 @@ def enforce_eager(capability: tuple[int, int] | None, asked: bool | None, force:
 
     capability: of the device, None for the CPU. asked: what the user wants, None for the default:
     eager below 9.0 and on the CPU. force: graphs even there. Raises ValueError, with the reason,
-    for graphs that are asked for below 9.0 and not forced.
+    for graphs that are asked for below 9.0 and not forced. On a CPU nothing is captured: forced
+    graphs run their padded steps as they are.
     """
     trusted = capability is not None and capability >= _LEAST
     if asked is None:
         return not (trusted or force)
     if asked or trusted or force:
         return asked
-    found = "the CPU" if capability is None else "compute capability {}.{}".format(*capability)
+    least = f"enforce_eager=False: expected compute capability {_LEAST[0]}.{_LEAST[1]} or above"
+    if capability is None:
+        raise ValueError(f"{least}, found a CPU, which has no CUDA graphs: leave enforce_eager out")
     raise ValueError(
-        f"enforce_eager=False: expected compute capability {_LEAST[0]}.{_LEAST[1]} or above, found "
-        f"{found}: below it, speculative decoding in CUDA graphs has been seen to give other "
-        "tokens than eager decoding; leave enforce_eager out, or set force_graphs to try it"
+        f"{least}, found compute capability {capability[0]}.{capability[1]}: below it, an engine "
+        "with compiled graphs has been seen to give other tokens than eager decoding; leave "
+        "enforce_eager out, or set force_graphs to try it"
     )

@@ -11,7 +11,7 @@ from torch import Tensor
 from .capture import Prints
 from .outputs import Collected, collect
 from .paged import slots_of
-from .request import Request
+from .request import Output, Request
 from .steps import Result
 from .trace import EngineDrafts, EngineTrace
 
@@ -22,11 +22,13 @@ Fold = Callable[[Tensor], Tensor]  # [R] -> []
 class Record:
     """A request with the results of its steps.
 
-    prints, draft_prints: once it has ended, the fingerprints of its rows at positions
-    0 … P + T - 2, int64 [P + T - 1, O] and [P + T - 1, D]; None where none are kept.
+    inbox: where its outputs lie until whoever reads them does; others' may lie there too. prints,
+    draft_prints: once it has ended, the fingerprints of its rows at positions 0 … P + T - 2, int64
+    [P + T - 1, O] and [P + T - 1, D]; None where none are kept.
     """
 
     request: Request
+    inbox: list[Output] = field(default_factory=list)
     results: list[Result] = field(default_factory=list)
     prints: Tensor | None = None
     draft_prints: Tensor | None = None

@@ -16,6 +16,7 @@ from torch.distributed import (  # type: ignore[attr-defined]  # exported, not a
 )
 
 _ASK = 0.02  # seconds between two questions whether everyone is there
+_LAST_WORD = 2.0  # seconds for the others to read why the one that keeps the store refuses
 _MEETINGS = itertools.count()  # a process may join one group after another, all in one store
 
 
@@ -127,23 +128,49 @@ def meet(place: Place, timeout: float) -> Meeting:
         PrefixStore(prefix, _connect(place, deadline, keeps=keeps))
         for keeps in (place.keeps_store, False)
     )
-    if store.add(f"joined/{place.rank}", 1) > 1:
-        raise RankError(f"{place.name} was started twice: give every process a RANK of its own")
+    try:
+        _gather(place, store, deadline, timeout)
+    except RankError:
+        raise
+    except RuntimeError as error:
+        raise RankError(
+            f"{place.name} has lost the ranks' store at {place.address}:{place.port} while it "
+            f"waited for the others ({str(error).splitlines()[0]}): whoever kept it has ended, see "
+            "what it said"
+        ) from None
+    return Meeting(place, store, beats)
+
+
+def _gather(place: Place, store: Store, deadline: float, timeout: float) -> None:
+    """Join, and wait until every rank has."""
+    # The size first: a rank of another world never joins, and says so where the others wait.
     world = store.compare_set("world", "", str(place.world_size)).decode()
     if world != str(place.world_size):
+        store.set("refused", place.name)
+        if place.keeps_store:
+            time.sleep(_LAST_WORD)
         raise RankError(
             f"{place.name}: another rank was started as one of {world}: give all the same "
             "WORLD_SIZE"
         )
+    if store.add(f"joined/{place.rank}", 1) > 1:
+        raise RankError(f"{place.name} was started twice: give every process a RANK of its own")
     missing = list(range(place.world_size))
     while missing := [rank for rank in missing if not store.check([f"joined/{rank}"])]:
+        if store.check(["refused"]):
+            other = store.get("refused").decode()
+            if place.keeps_store:
+                time.sleep(_LAST_WORD)
+            raise RankError(
+                f"{place.name}: another process was started as {other}: "
+                "give all the same WORLD_SIZE"
+            )
         if time.monotonic() > deadline:
             raise RankTimeout(
                 f"{place.name}: {named(missing)} did not join within {timeout:g} s: see what "
                 "became of them, or give them longer with a larger timeout"
             )
         time.sleep(_ASK)
-    return Meeting(place, store, beats)
 
 
 def named(ranks: list[int]) -> str:

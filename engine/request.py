@@ -19,7 +19,7 @@ class Status(Enum):
 class Output:
     """What a step gave one request: its new tokens, the accepted drafts among them.
 
-    finish_reason: "length" or "stop" (the last token is eos) once finished, None before.
+    finish_reason: "length" or "stop" (the last token is an eos) once finished, None before.
     """
 
     request: int
@@ -42,7 +42,7 @@ class Request:
     number: int
     ids: list[int]
     max_tokens: int
-    eos_token_id: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = True
     computed: int = 0
     drafts: list[int] = field(default_factory=list)
@@ -96,9 +96,10 @@ class Request:
         """
         if self.generated:
             self.rounds.append((self.generated - 1, len(self.drafts), accepted))
-        if not self.ignore_eos and self.eos_token_id in tokens:
-            tokens = tokens[: tokens.index(self.eos_token_id) + 1]
-            self.finish_reason = "stop"
+        if not self.ignore_eos:
+            ends = [i for i, token in enumerate(tokens, 1) if token in self.eos_token_ids]
+            if ends:
+                tokens, self.finish_reason = tokens[: ends[0]], "stop"
         self.ids += tokens
         # Each new id but the last was a row of this step; rejected drafts' rows do not count.
         self.computed = len(self.ids) - 1

@@ -136,11 +136,20 @@ class Runner:
                     "decoded"
                 )
             row -= 1 + rows.drafts
+        accepted = answer[sizes.tails * (sizes.num_drafts + 1) :]
         for flag in flags[1:]:
             ahead, row = divmod(flag >> 32, sizes.tails)
-            if ahead < sizes.num_drafts and row < len(choosing):
+            if row < len(choosing) and ahead < self._usable(choosing[row], accepted[row]):
                 raise ValueError(
                     f"request {choosing[row].request}, draft {ahead + 1}: expected numbers among "
                     f"the draft head's logits, found NaN, first at id {flag & 0xFFFFFFFF}: its "
                     "weights are too large to be decoded"
                 )
+
+    def _usable(self, rows: Rows, accepted: int) -> int:
+        """Return how many drafts may follow the last token that the rows chose.
+
+        What a chain says beyond them is never verified, so there it may be NaN.
+        """
+        last = rows.first + len(rows.ids) - rows.drafts + accepted
+        return min(self.num_drafts, rows.limit - last)

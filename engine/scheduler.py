@@ -22,6 +22,8 @@ from .request import Output, Request, Status
 from .stats import Stats
 from .steps import Result, Rows
 
+Given = Callable[[Result, Output], None]
+
 
 class Scheduler:
     """The queue, the running requests and their blocks; no tensor is touched here."""
@@ -33,6 +35,15 @@ class Scheduler:
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
         self._scheduled: list[tuple[Request, Rows]] = []
+        self._torn = False
+
+    def check(self) -> None:
+        """Raise RuntimeError if an error or an interrupt came while requests were being changed."""
+        if self._torn:
+            raise RuntimeError(
+                "expected whole books of requests and blocks, found them as an error or an "
+                "interrupt left them halfway: go on with a new engine"
+            )
 
     def add(self, request: Request) -> None:
         """Put a request at the end of the queue; it must fit the cache (`check_blocks`)."""
@@ -49,6 +60,8 @@ class Scheduler:
 
     def schedule(self) -> list[Rows]:
         """Return the rows of the next step, at most one part a request; none if none is left."""
+        self.check()
+        self._torn = True
         self._scheduled = []
         budget, preempted = self._config.max_num_batched_tokens, self._stats.preemptions
         for request in list(self.running):
@@ -57,18 +70,23 @@ class Scheduler:
                 budget -= self._plan(request, count)
         if self._stats.preemptions == preempted:  # else they would come straight back
             self._admit(budget)
+        self._torn = False
         return [rows for _, rows in self._scheduled]
 
-    def update(self, results: Sequence[Result], ended: Callable[[Request], None]) -> list[Output]:
-        """Take the results of the rows last scheduled; return what is new, in their order.
+    def update(
+        self, results: Sequence[Result], given: Given, ended: Callable[[Request], None]
+    ) -> None:
+        """Take the results of the rows last scheduled.
 
-        ended: called with each request that ends, while it still holds its blocks.
+        given: called with each result and what is new by it, in the order of the rows. ended:
+        called with each request that ends, while it still holds its blocks.
         """
         found = {result.request: result for result in results}
-        outputs = []
+        self._torn = True
         for request, rows in self._scheduled:
             if rows.chooses:
-                outputs.append(self._extend(request, found[request.number]))
+                result = found[request.number]
+                given(result, self._extend(request, result))
             else:
                 request.computed += len(rows.ids)
             self._blocks.register(request)
@@ -76,7 +94,7 @@ class Scheduler:
                 ended(request)
                 self.running.remove(request)
                 self._blocks.release(request)
-        return outputs
+        self._torn = False
 
     def _extend(self, request: Request, result: Result) -> Output:
         """Give a request its tokens, and count them."""

@@ -38,26 +38,29 @@ def generate(
     coming = deque(sorted(order, key=lambda prompt: steps[prompt]))  # stable: order decides
     requests: dict[int, Request] = {}
     alive: dict[int, int] = {}  # prompt -> after how many tokens it is to be cancelled
+    unread: list[Output] = []  # the traces have the tokens
     step = 0
     try:
         while coming or alive:
-            if not engine.has_unfinished:
+            if not engine.busy:
                 step = max(step, steps[coming[0]])  # nothing happens until then
             while coming and steps[coming[0]] <= step:
                 prompt = coming.popleft()
                 number = engine.add_request(checked[prompt], limits[prompt])
                 requests[prompt] = engine.request(number)
+                engine.deliver(number, unread)
                 # One token more than it can have is never.
                 alive[prompt] = cancelled.get(prompt, limits[prompt] + 1)
             _end(engine, requests, alive)
-            engine.step()
+            engine.advance()
+            unread.clear()
             _end(engine, requests, alive)
             step += 1
-    finally:  # an error: let nothing of it run on
-        for prompt in alive:
-            engine.cancel(requests[prompt].number)
-    ended = {p: r.number for p, r in requests.items() if r.finish_reason != "cancelled"}
-    traces = dict(zip(ended, engine.take_all(list(ended.values())), strict=True))
+        ended = {p: r.number for p, r in requests.items() if r.finish_reason != "cancelled"}
+        traces = dict(zip(ended, engine.take_all(list(ended.values())), strict=True))
+    finally:  # an error: let nothing of it run on, and leave nothing that nobody could take
+        for request in requests.values():
+            engine.drop(request.number)
     return [traces.get(prompt) for prompt in range(len(checked))]
 
 
@@ -66,15 +69,18 @@ def stream(engine: Engine, prompts: Prompts, max_tokens: int | Sequence[int]) ->
     limits = each("max_tokens", max_tokens, len(prompts))
     checked = engine.check(prompts, limits, "prompt")
     places: dict[int, int] = {}  # request -> prompt
+    inbox: list[Output] = []  # filled by whoever steps the engine
     try:
         for place, (ids, limit) in enumerate(zip(checked, limits, strict=True)):
-            places[engine.add_request(ids, limit)] = place
-        left = len(places)
-        while left:
-            for output in engine.step():
-                if output.request in places:
-                    left -= output.finished
-                    yield replace(output, request=places[output.request])
+            number = engine.add_request(ids, limit)
+            places[number] = place
+            engine.deliver(number, inbox)
+        while inbox or any(engine.unfinished(number) for number in places):
+            if not inbox:
+                engine.advance()
+            while inbox:
+                output = inbox.pop(0)
+                yield replace(output, request=places[output.request])
         engine.check_device()
     finally:
         for number in places:
@@ -85,6 +91,7 @@ def _end(engine: Engine, requests: dict[int, Request], alive: dict[int, int]) ->
     """Cancel who has the tokens to be cancelled after, and forget who has ended."""
     for prompt, most in list(alive.items()):
         request = requests[prompt]
-        if request.done or request.generated >= most:
+        if not request.done and request.generated >= most:
             engine.cancel(request.number)
+        if request.done:
             del alive[prompt]

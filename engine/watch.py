@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from .rendezvous import Meeting, RankError
 
 BEAT = 0.5  # seconds between two beats
+QUIET_BEATS = 3  # without which a rank is no witness that it still takes part
 SILENCE = 5.0  # seconds without a beat after which a rank counts as lost
 _LAST_BEAT = 2.0  # seconds that the last beat may take before a process ends
 
@@ -106,6 +107,14 @@ class Watch:
             + self._doing(self._seen[rank])
             for rank in self._others()
             if self._seen[rank].entered < number
+        }
+
+    def quiet(self) -> dict[int, str]:
+        """Return the ranks that have missed some beats, and where they were last seen."""
+        return {
+            rank: f"last heard of {silent:.1f} s ago: {self._doing(self._seen[rank])}"
+            for rank in self._others()
+            if (silent := self._listened - self._heard[rank]) > QUIET_BEATS * BEAT
         }
 
     def _others(self) -> list[int]:

@@ -129,7 +129,8 @@ def require_current(golden: Golden, identity: Identity, option: str = "") -> Non
     """
     recorded, here = asdict(golden.provenance.identity), asdict(identity)
     name = identity.name
-    command = recording(name, accept=False, option=option, tokens=identity.tokens)
+    drafts = bool(recorded["draft_model"])
+    command = recording(name, accept=False, option=option, tokens=identity.tokens, drafts=drafts)
     advice = f'run "{command}" and review the difference'
     if recorded["contract"] != here["contract"]:
         raise StaleError(
@@ -142,9 +143,11 @@ def require_current(golden: Golden, identity: Identity, option: str = "") -> Non
             was, found = (
                 side[key][:12] + "…" if side[key] else "none" for side in (recorded, here)
             )
+            forgotten = key == "draft_model" and not here[key]
+            mend = "add --draft HEAD" if forgotten else "restore it"
             raise StaleError(
                 f"golden {name} was recorded with {another(key)} ({was}) than "
-                f"found here ({found}): restore it, or {advice}"
+                f"found here ({found}): {mend}, or {advice}"
             )
     if recorded["tokens"] != here["tokens"]:
         raise StaleError(

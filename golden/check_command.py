@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -84,6 +85,7 @@ def check(
 
     Example: bitassay check eagle-pico/sm_90 --with engine --dp 2 --sweep
     """
+    _require_alone()
     count, file = prompts_options(prompts, model)
     engine, asked = parameters.engine_options(
         engine=way is Way.ENGINE,
@@ -130,19 +132,40 @@ def check(
         assert asked is not None
         runs: Runs = check_sweep(target, name, options, asked, own=own)
 
+        made: list[Checked] = []
+
         def single(number: str) -> int:
             what, make = runs[number]
             with progress(name, f"{number} of {len(runs)}, {what}"):
-                checked = make()
-            return _told(f"{name} {number}/{len(runs)}", checked, model, decode_as=name)
+                made.append(make())
+            return _told(f"{name} {number}/{len(runs)}", made[-1], model, decode_as=name)
 
-        return each(list(runs), single)
+        status = each(list(runs), single)
+        different = sum(not checked.comparison.equal for checked in made)
+        idle = sum(bool(checked.missing) for checked in made)
+        say(
+            Text(
+                f"{name}: {len(runs)} configurations: {len(made) - different} equal, {different} "
+                f"different, {len(runs) - len(made)} failed; {idle} did not come to what they are for"
+            )
+        )
+        return status
 
     if everything and way is Way.GPU:
         chosen, others = of_this_gpu(chosen)
         for name in others:
             say(Text(f"{name}: not checked, this GPU is of another architecture"))
     raise typer.Exit(each(chosen, swept if asked else one))
+
+
+def _require_alone() -> None:
+    """Raise GoldenError where torchrun has started several of this process."""
+    size = os.environ.get("WORLD_SIZE", "1")
+    if "RANK" in os.environ and size != "1":
+        raise GoldenError(
+            f"check is one process, and RANK and WORLD_SIZE say that this is one of {size}: leave "
+            "torchrun away, which is for `bitassay run`; check starts ranks itself, with --dp"
+        )
 
 
 def _told(name: str, checked: Checked, model: Path | None, decode_as: str = "") -> int:

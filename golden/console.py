@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 
 from rich.console import Console, RenderableType
@@ -23,6 +24,8 @@ from rich.progress import (
 from .errors import GoldenError
 
 EQUAL, DIFFERENT, COULD_NOT_CHECK = 0, 1, 2
+# A pipe that broke: the result was not told, so no status may state one.
+UNHEARD = "whoever read the output has ended before all was said"
 LINE_SECONDS = 60.0  # between lines of progress where there is no bar
 _NO_TERMINAL = 300  # columns: digests and names of GPUs are for grep and copying
 
@@ -42,7 +45,11 @@ def each(names: list[str], one: Callable[[str], int]) -> int:
     failing that, anything that could not be checked is 2.
     """
     said: set[str] = set()  # what is wrong with the input is wrong for every architecture
-    statuses = [guarded(lambda name=name: one(name), said) for name in names]  # type: ignore[misc]
+    statuses = []
+    for name in names:
+        statuses.append(guarded(lambda name=name: one(name), said))  # type: ignore[misc]
+        if UNHEARD in said:
+            return COULD_NOT_CHECK
     return DIFFERENT if DIFFERENT in statuses else max(statuses, default=COULD_NOT_CHECK)
 
 
@@ -56,6 +63,13 @@ def guarded(action: Callable[[], int], said: set[str] | None = None) -> int:
     said = set() if said is None else said
     try:
         return action()
+    except BrokenPipeError:
+        _unheard(said)
+    except SystemExit as end:
+        # What prints, rich and click, ends the process with 1 when nobody reads any more.
+        if not isinstance(end.__context__, BrokenPipeError):
+            raise
+        _unheard(said)
     except (GoldenError, ValueError, OSError, ImportError) as error:
         if str(error) not in said:
             print(f"error: {error}", file=sys.stderr)
@@ -63,6 +77,17 @@ def guarded(action: Callable[[], int], said: set[str] | None = None) -> int:
     except Exception:
         traceback.print_exc()
     return COULD_NOT_CHECK
+
+
+def _unheard(said: set[str]) -> None:
+    """Tell that nobody reads the output, and keep Python from trying again at its end."""
+    said.add(UNHEARD)
+    with suppress(OSError, ValueError):  # a stream that is no file has no descriptor
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, sys.stdout.fileno())
+        os.close(nothing)
+    with suppress(OSError):  # it may be the same pipe
+        print(f"error: {UNHEARD}", file=sys.stderr)
 
 
 class Meter:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from bitassay.engine.group import TIMEOUT
+from bitassay.engine.config import EngineConfig
+from bitassay.engine.group import TIMEOUT, check_timeout
 from bitassay.engine.parallel import Gathered, Requests, total
 from bitassay.engine.stats import Stats
 from bitassay.engine.trace import EngineTrace
@@ -44,11 +46,16 @@ class EngineJob:
     order: tuple[int, ...] | None = None
     arrivals: tuple[int, ...] | None = None
     cancelled: dict[int, int] = field(default_factory=dict)
-    eos_token_id: int | None = None
+    eos_token_id: tuple[int, ...] | None = None
     warm: bool = False
     timeout: float | None = None
     model_digest: str = ""
     draft_digest: str = ""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a timeout that no rank could wait for."""
+        if self.timeout is not None:
+            check_timeout(self.timeout)
 
     @property
     def seconds(self) -> float:
@@ -75,6 +82,22 @@ class EngineJob:
             self.eos_token_id,
         )
 
+    @property
+    def facts(self) -> dict[str, str]:
+        """What decides results, as short text by name, for ranks to compare; models apart.
+
+        Paths and timeouts are no part of it: they may differ from host to host.
+        """
+        config = asdict(EngineConfig(**self.config))
+        apart = {"model", "draft", "prompts", "config", "timeout", "model_digest", "draft_digest"}
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in apart}
+        values["cancelled"] = sorted(self.cancelled.items())
+        prompts = hashlib.sha256(json.dumps(self.prompts).encode()).hexdigest()
+        return {
+            "prompts": f"{len(self.prompts)}, sha256 {prompts[:16]}",
+            **{name: json.dumps(value) for name, value in (values | config).items()},
+        }
+
     def to_json(self) -> str:
         """Return the job as text; paths are made absolute."""
         paths = {"model": str(self.model.resolve())}
@@ -85,8 +108,8 @@ class EngineJob:
     @classmethod
     def from_json(cls, text: str) -> EngineJob:
         """Return the job that `to_json` wrote."""
-        fields = json.loads(text)
-        job = cls(**fields | {"cancelled": dict(fields["cancelled"])})
+        given = json.loads(text)
+        job = cls(**given | {"cancelled": dict(given["cancelled"])})
         return replace(
             job,
             model=Path(job.model),
@@ -95,6 +118,7 @@ class EngineJob:
             prompts=tuple(map(tuple, job.prompts)),
             order=None if job.order is None else tuple(job.order),
             arrivals=None if job.arrivals is None else tuple(job.arrivals),
+            eos_token_id=None if job.eos_token_id is None else tuple(job.eos_token_id),
         )
 
 

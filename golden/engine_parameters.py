@@ -91,6 +91,11 @@ def engine_options(
         if given or own or sweep or seed is not None:
             raise GoldenError("options of the serving engine (--k to --seed) need --with engine")
         return None, None
+    if seed is not None and not (arrivals or sweep):
+        raise GoldenError(
+            "--seed is of --arrivals and of --sweep: add one of them, or leave it away; --shuffle "
+            "takes a seed of its own"
+        )
     if sweep:
         if own or shuffle is not None:
             raise GoldenError(

@@ -29,6 +29,7 @@ from bitassay.reference.checkpoint import Checkpoint, load_checkpoint
 from bitassay.reference.contract import default_contract
 
 from .children import end_with_parent
+from .console import COULD_NOT_CHECK
 from .engine_job import NO_GPU, Backend, EngineJob, EngineRun
 from .errors import CannotRunError, GoldenError
 from .worker import TOLD
@@ -45,8 +46,9 @@ def take_part(
     jobs: at least one, alike in what is loaded: model, draft head, architecture, backend. Yields
     all of a job's results on rank 0, None on others. told: called with this rank's prompts and
     outputs. stuck: see Group.join. Raises CannotRunError where the backend cannot be had,
-    RankTimeout and RankLost for other ranks, and what the engine raises. After an error, end the
-    process with `leave`.
+    RankError where another rank was given another job, before anything runs, RankTimeout and
+    RankLost for other ranks, and what the engine raises. After an error, end the process with
+    `leave`.
     """
     first = jobs[0]
     if any(job.loaded != first.loaded for job in jobs):
@@ -56,7 +58,11 @@ def take_part(
     timeout = max(job.seconds for job in jobs)
     with Group.join(place, device=device, timeout=timeout, stuck=stuck) as group:
         group.note("loading the model")
-        model, head = _load(first, group.device)
+        checkpoint = _read(first.model, first.model_digest)
+        draft = _read(first.draft, first.draft_digest) if first.draft else None
+        group.agree(_facts(jobs, checkpoint, draft, group.device))
+        model, head = _load(first, checkpoint, draft, group.device)
+        del checkpoint, draft
         for job in jobs:
             group.note("making an engine")
             engine = _engine(job, model, head)
@@ -68,7 +74,29 @@ def take_part(
             gc.collect()  # caches and graphs: the next engine needs the room
 
 
-def _load(job: EngineJob, device: torch.device) -> tuple[Any, Any]:
+def _facts(
+    jobs: Sequence[EngineJob], model: Checkpoint, draft: Checkpoint | None, device: torch.device
+) -> dict[str, str]:
+    """Return what decides the results of jobs, by name; what differs among them is numbered."""
+    contract = default_contract(jobs[0].arch)
+    found = {
+        "jobs": str(len(jobs)),
+        "model": model.digest,
+        "draft": "none" if draft is None else draft.digest,
+        "contract": contract.digest,
+    }
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        found["device"] = f"sm_{major}{minor}"
+    for number, job in enumerate(jobs, 1):
+        mark = "" if len(jobs) == 1 else f" of job {number}"
+        found |= {name + mark: value for name, value in job.facts.items()}
+    return found
+
+
+def _load(
+    job: EngineJob, checkpoint: Checkpoint, draft: Checkpoint | None, device: torch.device
+) -> tuple[Any, Any]:
     """Return a job's model and its head or None; imports what the backend needs."""
     from bitassay.engine.eagle import EagleHead
     from bitassay.engine.model import CausalLM
@@ -79,13 +107,12 @@ def _load(job: EngineJob, device: torch.device) -> tuple[Any, Any]:
 
         operations = reference_backend()
     model = CausalLM.from_pretrained(
-        _read(job.model, job.model_digest),
+        checkpoint,
         contract=default_contract(job.arch),
         device=device,
         backend=operations,
     )
-    head = job.draft and EagleHead.from_pretrained(_read(job.draft, job.draft_digest), model)
-    return model, head
+    return model, draft and EagleHead.from_pretrained(draft, model)
 
 
 def _engine(job: EngineJob, model: Any, head: Any) -> Any:
@@ -129,8 +156,11 @@ def prepare(job: EngineJob) -> None:
 
 def leave(status: int) -> NoReturn:
     """End this process at once, as a rank must: an orderly end may wait for the GPU for ever."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:  # a full disk, or a reader that has gone: no more can be told
+            status = status or COULD_NOT_CHECK
     os._exit(status)
 
 

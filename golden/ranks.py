@@ -212,14 +212,14 @@ def _blame(rank: _Rank) -> tuple[int, int]:
 
 
 def _end(rank: _Rank, count: int) -> str:
-    name = f"rank {rank.number} of {count}"
+    name = f"rank {rank.number} of {count}" if count > 1 else "the engine's process"
     status = rank.process.returncode
     if rank.said and status > 0:
         error, kind = rank.said[-1]["error"], rank.said[-1]["kind"]
         if kind == GAVE_UP:
             return error  # it says who and why
         if kind == "told":
-            return f"{name}: {error}"
+            return f"{name}: {error}" if count > 1 else error
     rank.errors.seek(0)
     lines = rank.errors.read().decode(errors="replace").strip().splitlines()[-_LAST_LINES:]
     if status < 0:

@@ -154,7 +154,8 @@ def _as_rank(job: EngineJob, dp: int, streams: Any) -> EngineRun | None:
     except RankError as error:  # it names the ranks
         _refuse(error)
     except (GoldenError, ValueError, OSError) as error:
-        raise WorkerError(f"{place.name}: {error}") from error
+        name = f"{place.name}: " if place.world_size > 1 else ""
+        raise WorkerError(f"{name}{error}") from error
 
 
 def _refuse(error: Exception) -> NoReturn:
@@ -239,7 +240,17 @@ def _arch(backend: Backend, asked: str | None) -> str:
     return found
 
 
-def _eos(model: Path) -> int:
-    from bitassay.reference.checkpoint import config_int, load_checkpoint
+def _eos(model: Path) -> tuple[int, ...]:
+    """Return a model's eos tokens: config.json has one, from 0, or a list of several."""
+    from bitassay.reference.checkpoint import load_checkpoint
 
-    return config_int(load_checkpoint(model), "eos_token_id")
+    config = load_checkpoint(model).config
+    found = config.get("eos_token_id")
+    ids = found if isinstance(found, list) else [found]
+    if not ids or not all(type(one) is int and one >= 0 for one in ids):  # a bool is no id
+        said = repr(found) if "eos_token_id" in config else "nothing"
+        raise GoldenError(
+            f"--stop-at-eos: expected 'eos_token_id' of {model / 'config.json'} to be an id or a "
+            f"list of ids, found {said}: correct config.json, or leave --stop-at-eos away"
+        )
+    return tuple(ids)

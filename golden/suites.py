@@ -99,16 +99,25 @@ def own_suite(
     return Suite(name, model, prompts, tokens, arches, own=True, draft=draft)
 
 
-def recording(golden: str, *, accept: bool, option: str = "", tokens: int | None = None) -> str:
+def recording(
+    golden: str,
+    *,
+    accept: bool,
+    option: str = "",
+    tokens: int | None = None,
+    drafts: bool = False,
+) -> str:
     """Return the command that records a golden; option: what names its store, with a blank before.
 
-    tokens: of a user's own model, N where unknown. Its directory and prompts are in no table.
+    tokens: of a user's own model, N where unknown. drafts: whether it was recorded with a head. The
+    directories and prompts of one's own are in no table.
     """
     name, _, arch = golden.partition("/")
     what = golden
     if name not in SUITES:
         of = "" if not arch else f" --name {name} --arch {arch}"
-        what = f"--model DIR --prompts FILE --max-tokens {tokens or 'N'}{of}"
+        head = " --draft HEAD" if drafts else ""
+        what = f"--model DIR{head} --prompts FILE --max-tokens {tokens or 'N'}{of}"
     return f"bitassay record {what}{' --accept' if accept else ''}{option}"
 
 

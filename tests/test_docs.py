@@ -123,7 +123,7 @@ def test_readme_says_how_the_architectures_differ():
     name = f"{hopper.prompt_names[first.prompt]}, token {first.step}: {first.operations[0]} differs"
     assert name in readme
     apart = (hopper.tokens != ada.tokens).any(1).sum()
-    assert f"of these 64 streams, {apart} part ways" in readme
+    assert f"of llama-pico's 64 streams, {apart} part ways" in readme
 
 
 def test_engine_page_has_the_sweep():

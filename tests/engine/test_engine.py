@@ -5,8 +5,10 @@ And what it refuses, streams and forgets, on a model of integers.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from copy import copy
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ from bitassay.engine.config import EngineConfig
 from bitassay.engine.eagle import EagleHead
 from bitassay.engine.engine import Engine
 from bitassay.engine.model import CausalLM
+from bitassay.engine.request import Output
 from bitassay.engine.trace import EngineDrafts, EngineTrace
 from bitassay.golden.backends import reference_backend
 from bitassay.reference.contract import default_contract
@@ -239,7 +242,12 @@ def fake(depth: int = 2, **options: Any) -> Engine:
     model = FakeModel(positions=100)
     runner = FakeRunner(model, config)
     runner.prompts = dict.fromkeys(range(99), PROMPT)
-    return Engine(model, object(), config, runner=runner)  # type: ignore[arg-type]
+    head = SimpleNamespace(target=model)
+    return Engine(model, head, config, runner=runner)  # type: ignore[arg-type]
+
+
+def tokens(outputs: Iterable[Output], request: int) -> list[int]:
+    return [token for output in outputs if output.request == request for token in output.tokens]
 
 
 PROMPT = [1, 2, 3]
@@ -254,7 +262,14 @@ STREAM = FakeModel().stream(PROMPT, 20)
         ([1.5], {"max_tokens": 3}, "request 0: expected integer ids"),
         ([1], {"max_tokens": 0}, "request 0: expected max_tokens of at least 1, found 0"),
         ([1] * 50, {"max_tokens": 52}, r"expected at most 100 positions .* found 101: 50 tokens"),
+        ([1], {"max_tokens": 2.5}, "request 0, max_tokens: expected an integer, found 2.5"),
+        ([1], {"max_tokens": True}, "request 0, max_tokens: expected an integer, found True"),
         ([1] * 30, {"max_tokens": 20, "ignore_eos": False}, "expected eos_token_id"),
+        ([1], {"max_tokens": 2, "eos_token_id": []}, "expected ids in eos_token_id, found none"),
+        ([1], {"max_tokens": 2, "eos_token_id": [0, 6]}, "eos_token_id: .* within 0 … 5 .* 6"),
+        ([1], {"max_tokens": 2, "eos_token_id": -1}, "eos_token_id: expected an id .* found -1"),
+        ([1], {"max_tokens": 2, "eos_token_id": (1.0,)}, "expected an integer, found 1.0"),
+        ([1], {"max_tokens": 2, "eos_token_id": "2"}, "expected an integer, found '2'"),
     ],
 )
 def test_requests_that_could_never_run(prompt: Any, options: dict[str, Any], message: str) -> None:
@@ -292,6 +307,161 @@ def test_tokens_come_as_they_are_made() -> None:
     assert len(outputs) > 4
     with pytest.raises(KeyError):
         engine.take(0)
+
+
+def test_streams_and_requests_take_turns() -> None:
+    """Whoever steps, each has its own tokens."""
+    engine = fake()
+    number = engine.add_request(PROMPT, 20)
+    a, b = engine.stream([PROMPT, PROMPT], [9, 8]), engine.stream([PROMPT], 12)
+    of_a, of_b, own = [next(a)], [next(b)], engine.step()
+    assert tokens(own, number)  # all of what the streams' steps gave it
+    (trace,) = engine.generate([PROMPT], 14)
+    assert trace is not None
+    assert trace.tokens.tolist() == STREAM[:14]
+    of_b += b
+    while engine.has_unfinished:
+        own += engine.step()
+    of_a += a
+    assert tokens(of_a, 0) == STREAM[:9]
+    assert tokens(of_a, 1) == STREAM[:8]
+    assert tokens(of_b, 0) == STREAM[:12]
+    assert {output.request for output in own} == {number}
+    assert tokens(own, number) == STREAM
+    assert engine.take(number).tokens.tolist() == STREAM
+    assert not engine._records
+
+
+def test_what_others_stepped_is_still_returned() -> None:
+    engine = fake()
+    number = engine.add_request(PROMPT, 4)
+    gone = engine.add_request(PROMPT, 20)
+    engine.generate([PROMPT], 20)
+    assert not engine.busy
+    assert engine.has_unfinished  # nobody has been given the request's tokens
+    assert tokens(engine.step(), number) == STREAM[:4]
+    assert (engine.step(), engine.has_unfinished) == ([], False)
+    assert engine.take(gone).tokens.tolist() == STREAM
+    other = engine.add_request(PROMPT, 20)
+    next(engine.stream([PROMPT], 2))
+    engine.cancel(other)
+    assert (engine.step(), engine.has_unfinished) == ([], False)  # nothing of a cancelled one
+
+
+def test_a_stream_ends_when_nothing_of_it_is_left() -> None:
+    engine = fake()
+    outputs = []
+    for output in engine.stream([PROMPT, PROMPT], 20):
+        outputs.append(output)
+        assert len(outputs) < 50, "no end in sight"
+        if len(outputs) == 1:
+            engine.cancel(1)
+    assert tokens(outputs, 0) == STREAM
+    assert not tokens(outputs, 1)
+    cancelled = engine.stream([PROMPT], 20)
+    next(cancelled)
+    engine.cancel(2)
+    assert list(cancelled) == []
+
+
+@pytest.mark.parametrize("where", ["run", "update"])
+def test_an_interrupt_between_run_and_books_loses_nothing(
+    where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = fake()
+    numbers = [engine.add_request(PROMPT, 9) for _ in range(2)]
+    outputs = engine.step()
+
+    def interrupted(*arguments: Any) -> Any:
+        if where == "run":
+            run(*arguments)
+        raise KeyboardInterrupt
+
+    run = engine._runner.run
+    with monkeypatch.context() as patch:
+        patch.setattr(engine._runner if where == "run" else engine._scheduler, where, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            engine.step()
+    while engine.has_unfinished:
+        outputs += engine.step()
+    for number, trace in zip(numbers, engine.take_all(numbers), strict=True):
+        assert tokens(outputs, number) == trace.tokens.tolist() == STREAM[:9]
+        assert trace.drafts is not None
+        canonical = FakeModel().accepted(PROMPT, STREAM[:9])
+        assert trace.drafts.rounds == rounds(canonical, 2)
+
+
+def test_an_interrupt_amid_the_books_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One request has its tokens and the other has not: better no trace than a wrong one."""
+    engine = fake()
+    ended, number = engine.add_request(PROMPT, 1), engine.add_request(PROMPT, 9)
+    engine.step()
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine._blocks, "register", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            engine.step()
+    with pytest.raises(RuntimeError, match="go on with a new engine"):
+        engine.step()
+    with pytest.raises(RuntimeError, match="go on with a new engine"):
+        engine.take(ended)
+    engine.drop(number)
+
+
+def test_what_the_device_flagged_keeps_the_traces(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = fake()
+    numbers = [engine.add_request(PROMPT, 3) for _ in range(2)]
+    while engine.has_unfinished:
+        engine.step()
+
+    def flagged() -> None:
+        raise ValueError("an id out of range")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine._model, "check", flagged)
+        with pytest.raises(ValueError, match="an id out of range"):
+            engine.take_all(numbers)
+        with pytest.raises(ValueError, match="an id out of range"):
+            engine.generate([PROMPT], 3)
+    assert sorted(engine._records) == numbers  # and nothing of what nobody could take
+    assert [t.tokens.tolist() for t in engine.take_all(numbers)] == [STREAM[:3]] * 2
+
+
+def test_a_request_named_twice_is_not_taken() -> None:
+    engine = fake()
+    number = engine.add_request(PROMPT, 3)
+    while engine.has_unfinished:
+        engine.step()
+    with pytest.raises(ValueError, match=r"requests: expected each once, found \[0, 0\]"):
+        engine.take_all([number, number])
+    assert engine.take(number).tokens.tolist() == STREAM[:3]
+
+
+@pytest.mark.parametrize("eos", [0, [0], (5, 0), STREAM[4], [STREAM[4], STREAM[3]]])
+def test_any_of_several_eos_ends_a_request(eos: Any) -> None:
+    engine = fake()
+    number = engine.add_request(PROMPT, 20, eos_token_id=eos, ignore_eos=False)
+    outputs = []
+    while engine.has_unfinished:
+        outputs += engine.step()
+    ends = {eos} if isinstance(eos, int) else set(eos)
+    stop = 1 + next(i for i, token in enumerate(STREAM) if token in ends)
+    assert stop < 20
+    assert outputs[-1].finish_reason == "stop"
+    assert tokens(outputs, number) == STREAM[:stop]
+
+
+def test_a_head_of_another_model_is_refused(case: Callable[[str], Case]) -> None:
+    one = case("eagle")
+    other = copy(one.model)
+    for depth in (0, 2):
+        config = EngineConfig(num_draft_tokens=depth, num_blocks=8)
+        with pytest.raises(ValueError, match="head: expected one loaded for this model"):
+            Engine(other, one.head, config)
+        Engine(one.model, one.head, config)
 
 
 def test_a_stream_that_is_closed_cancels_what_is_left() -> None:
@@ -348,6 +518,8 @@ def test_an_error_leaves_an_engine_that_can_go_on() -> None:
     ("arguments", "message"),
     [
         ({"order": [0, 0]}, "order: expected each of 0 … 1 once"),
+        ({"max_tokens": 2.5}, "max_tokens: expected an integer, found 2.5"),
+        ({"arrivals": [0, 0.5]}, "arrivals: expected an integer, found 0.5"),
         ({"arrivals": [0]}, "arrivals: expected one for each of 2 prompts, found 1"),
         ({"max_tokens": [1, 2, 3]}, "max_tokens: expected one for each of 2 prompts, found 3"),
         ({"cancelled": {2: 1}}, "cancelled: expected prompts within 0 … 1, found 2"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,17 +23,17 @@ class Watched(Engine):
 
     def __init__(self, model: FakeModel, config: EngineConfig) -> None:
         self.runner = FakeRunner(model, config)
-        super().__init__(model, object(), config, runner=self.runner)  # type: ignore[arg-type]
+        head = SimpleNamespace(target=model)
+        super().__init__(model, head, config, runner=self.runner)  # type: ignore[arg-type]
 
     def add_request(self, prompt_ids: Any, max_tokens: int, **options: Any) -> int:
         number = super().add_request(prompt_ids, max_tokens, **options)
         self.runner.prompts[number] = list(prompt_ids)
         return number
 
-    def step(self) -> Any:
-        outputs = super().step()
+    def advance(self) -> None:
+        super().advance()
         self.look()
-        return outputs
 
     def look(self) -> None:
         """Hold the invariants that lie between steps."""
@@ -187,7 +188,7 @@ def test_steps_by_hand(seed: int) -> None:
     assert config.num_blocks is not None
     model = FakeModel(vocab_size=6, skill=8)
     engine = Watched(model, config)
-    asked: dict[int, tuple[list[int], int, int | None]] = {}
+    asked: dict[int, tuple[list[int], int, list[int]]] = {}
     given: dict[int, list[int]] = {}
     reasons: dict[int, str] = {}
     cancelled: set[int] = set()
@@ -197,9 +198,9 @@ def test_steps_by_hand(seed: int) -> None:
         if coming and rng.random() < 0.3:
             coming -= 1
             load = Load.draw(rng, model.vocab_size, min(config.num_blocks, 7))
-            eos = rng.choice([None, None, 2])
+            eos = rng.choice([[], [], [2], [0, 3]])
             number = engine.add_request(
-                load.prompts[0], load.max_tokens[0], eos_token_id=eos, ignore_eos=eos is None
+                load.prompts[0], load.max_tokens[0], eos_token_id=eos or None, ignore_eos=not eos
             )
             asked[number], given[number] = (load.prompts[0], load.max_tokens[0], eos), []
         alive = [n for n in asked if n not in reasons and n not in cancelled]
@@ -217,15 +218,18 @@ def test_steps_by_hand(seed: int) -> None:
                 reasons[output.request] = output.finish_reason
     for number, (prompt, count, eos) in asked.items():
         stream = model.stream(prompt, count)
-        if eos in stream:
-            stream = stream[: stream.index(eos) + 1]  # type: ignore[arg-type]
+        canonical = rounds(model.accepted(prompt, stream), config.num_draft_tokens)
+        stop = next((i for i, token in enumerate(stream, 1) if token in eos), count)
+        stream = stream[:stop]
         if number in cancelled:
             assert given[number] == stream[: len(given[number])]
             continue
         assert given[number] == stream
-        assert reasons[number] == ("stop" if eos is not None and stream[-1] == eos else "length")
+        assert reasons[number] == ("stop" if stream[-1] in eos else "length")
         trace = engine.take(number)
         assert trace.tokens.tolist() == stream
+        if trace.drafts is not None:  # a round that the eos cut counts what it accepted
+            assert trace.drafts.rounds == [one for one in canonical if one[0] < stop - 1]
         assert engine.runner.ended[number] == len(prompt) + len(stream) - 1
     assert set(asked) == set(reasons) | cancelled
     assert engine._blocks.available == config.num_blocks

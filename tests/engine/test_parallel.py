@@ -11,16 +11,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 
 import pytest
 from stub_ranks import StubEngine
+from torch.distributed import HashStore
 
+from bitassay.engine import agreement, rendezvous
+from bitassay.engine.agreement import agree
 from bitassay.engine.group import Group
 from bitassay.engine.parallel import Requests, run_parallel, share, total
-from bitassay.engine.rendezvous import Place, serve
+from bitassay.engine.rendezvous import Meeting, Place, RankError, RankTimeout, serve
 from bitassay.engine.stats import Stats
 
 SCRIPT = Path(__file__).parents[1] / "support" / "stub_ranks.py"
@@ -164,6 +168,103 @@ def test_ranks_that_do_not_come_are_named():
         status, _, err = ended(processes[0], 60)
     assert status == 3
     assert "RankTimeout: rank 0 of 3: ranks 1 and 2 did not join within 1 s" in err
+
+
+def test_a_rank_that_is_stopped_is_named_before_its_silence_is_long_enough():
+    """It has begun the collective that it never ends, and the timeout is shorter than 5 s."""
+    with ranks(2, "freeze in", timeout=1) as processes:
+        status, out, err = ended(processes[0], 60)
+    assert (status, out) == (3, "")
+    assert re.search(
+        r"RankTimeout: rank 0 of 2: collective 5 \(after step 4\) was not done after 1 s, because "
+        r"rank 1 went silent in it \(rank 1 last heard of [2-4]\.\d s ago: ",
+        err,
+    ), err
+
+
+def places(sizes: list[int]) -> list[Place]:
+    return [Place(rank, size, port=9) for rank, size in enumerate(sizes)]
+
+
+def together(calls: list) -> list[str]:
+    """Make calls at once and return what each raised, "" for nothing."""
+
+    def one(call) -> str:
+        try:
+            call()
+        except RankError as error:
+            return str(error)
+        return ""
+
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return list(pool.map(one, calls))
+
+
+def agreed(told: list[dict[str, str] | None]) -> list[str]:
+    """What ranks say that tell these facts, None for one that never does."""
+    store, meant = HashStore(), places([len(told)] * len(told))
+    return together(
+        [
+            lambda place=place, facts=facts: agree(
+                Meeting(place, store, store), 1, facts, 0.5, lambda: None
+            )
+            for place, facts in zip(meant, told, strict=True)
+            if facts is not None
+        ]
+    )
+
+
+def test_ranks_that_are_given_the_same_agree():
+    assert agreed([{"k": "3", "arch": "x"}, {"arch": "x", "k": "3"}]) == ["", ""]
+
+
+def test_a_rank_that_is_given_another_job_is_named_on_every_rank():
+    usual = {"k": "3", "prompts": "p" * 99}
+    first, second, third = agreed([usual, usual | {"k": "1", "prompts": "q" * 99}, usual])
+    assert first.startswith(
+        "rank 0 of 3: expected the same job on every rank, but rank 1 differs in "
+        "k (1 there, 3 here), prompts: start all with the same arguments; nothing was run"
+    )
+    assert "rank 0 differs in k (3 there, 1 here), prompts; rank 2 differs in k (3" in second
+    assert third == first.replace("rank 0 of", "rank 2 of")
+    assert "k (nothing there, 3 here)" in agreed([{"k": "3"}, {}])[0]
+    assert "k (3 there, nothing here)" in agreed([{"k": "3"}, {}])[1]
+
+
+def test_a_rank_that_never_says_what_it_was_given_is_named():
+    (said,) = agreed([{}, None])
+    assert said.startswith("rank 0 of 2: rank 1 did not say within 0.5 s what is to be run")
+
+
+def test_a_lost_rank_ends_the_comparison():
+    def lost() -> None:
+        raise RankTimeout("rank 1 is lost")
+
+    (place, _), store = places([2, 2]), HashStore()
+    with pytest.raises(RankTimeout, match="rank 1 is lost"):
+        agree(Meeting(place, store, store), 1, {}, 60, lost)
+    assert agreement._ASK < 1
+
+
+def test_ranks_of_another_world_are_told_on_both_sides():
+    store, deadline = HashStore(), time.monotonic() + 30
+    said = together(
+        [
+            lambda place=place: rendezvous._gather(place, store, deadline, 30)
+            for place in places([2, 3])
+        ]
+    )
+    assert time.monotonic() < deadline - 20  # at once, not at the timeout
+    assert all("give all the same WORLD_SIZE" in one for one in said)
+    assert sorted("another process was started as rank " in one for one in said) == [False, True]
+    assert sorted("another rank was started as one of " in one for one in said) == [False, True]
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("inf"), float("nan"), 1e12])
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_timeout_that_is_no_time_is_refused(timeout, world_size):
+    with pytest.raises(ValueError, match="timeout: expected more than 0 seconds and at most 86400"):
+        Group.join(Place(0, world_size, port=9), device="cpu", timeout=timeout)
 
 
 def test_a_rank_given_twice_is_refused():

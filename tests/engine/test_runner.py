@@ -170,6 +170,8 @@ def test_nan_names_request_and_position(case: Any) -> None:
     with pytest.raises(ValueError, match="request 8, position 2: .* NaN, first at id 0"):
         runner.run([good, bad])
     assert len(runner.run([good])) == 1
+    # Nothing is left of it where it was: another row of the next step.
+    assert len(runner.run([good, replace(good, request=9, table=[1])])) == 2
 
 
 def test_nan_of_the_head_names_request_and_draft(case: Any) -> None:
@@ -179,6 +181,29 @@ def test_nan_of_the_head_names_request_and_draft(case: Any) -> None:
     runner = Runner(one.model, head, EngineConfig(num_draft_tokens=3), num_blocks=2)
     with pytest.raises(ValueError, match="request 5, draft 1: .* NaN, first at id 4"):
         runner.run([Rows(5, [0], 0, [1, 2], 0, True, None, 8)])
+    head._lm_head.copy_(case("eagle3").head._lm_head)
+    assert len(runner.run([Rows(6, [0], 0, [1, 2], 0, True, None, 8)])) == 1  # none is left of it
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("draft", [2, 3])
+def test_nan_that_comes_late_in_the_chain(case: Any, kind: str, draft: int) -> None:
+    """A chain is fed its own drafts: what it says after one whose embedding is broken is NaN."""
+    one = case(kind)
+    head = EagleHead.from_pretrained(one.head_checkpoint, one.model)
+    head._embed_tokens = head._embed_tokens.clone()  # the target's without NaN
+    runner = Runner(one.model, head, EngineConfig(num_draft_tokens=3), num_blocks=2)
+    for first in range(V):
+        good = Rows(4, [0], 0, [first, 2], 0, True, None, 12)
+        (result,) = runner.run([good])
+        fed = [2, *result.tokens, *result.drafts[: draft - 2]]
+        if (broken := result.drafts[draft - 2]) not in fed:
+            break
+    else:
+        pytest.fail("no prompt after which the drafts differ")
+    head._embed_tokens[broken] = torch.nan
+    with pytest.raises(ValueError, match=f"request 4, draft {draft}: .* NaN, first at id 0"):
+        runner.run([good])
 
 
 def test_drafts_without_a_head_are_refused(case: Any) -> None:

@@ -44,8 +44,11 @@ class Loop:
             if part.chooses:
                 taken = min(accepted, part.drafts)
                 results.append(Result(part.request, [5] * taken + [7], taken, drafts, None))  # type: ignore[arg-type]
-        self.outputs: list[Output] = self.scheduler.update(
-            results, lambda request: self.ended.append(len(request.table))
+        self.outputs: list[Output] = []
+        self.scheduler.update(
+            results,
+            lambda result, output: self.outputs.append(output),
+            lambda request: self.ended.append(len(request.table)),
         )
         return rows
 
@@ -105,6 +108,14 @@ def test_accepted_drafts_are_tokens() -> None:
     assert made.rounds == [(0, 3, 2), (3, 1, 1)]
     assert made.tokens == [7, 5, 5, 7, 5, 7]
     assert loop.stats.acceptance_length == 1 + 3 / 2
+
+
+def test_a_round_keeps_what_was_accepted_behind_an_eos() -> None:
+    made = Request(0, [1, 2], 20, eos_token_ids=(0, 9), ignore_eos=False)
+    assert made.extend([7], 0, [5, 0, 9, 5]) == [7]
+    assert made.extend([5, 0, 9, 5, 7], 4, [5, 5, 5, 5]) == [5, 0]
+    assert made.rounds == [(0, 4, 4)]
+    assert (made.tokens, made.finish_reason, made.drafts) == ([7, 5, 0], "stop", [])
 
 
 @pytest.mark.parametrize(
@@ -168,6 +179,19 @@ def test_whoever_is_preempted_keeps_its_drafts() -> None:
         pass
     assert (again.first, again.ids, again.drafts) == (0, [2, 2, 7, 7, 5, 5], 2)
     assert second.rounds == [(0, 2, 0), (1, 2, 0)]
+
+
+def test_nobody_is_admitted_in_a_step_that_preempted() -> None:
+    """Whoever was preempted would come straight back, by what its twin has in the cache."""
+    loop = Loop(num_blocks=3, max_num_batched_tokens=64)
+    loop.add([1] * B, 4)
+    second = loop.add([1] * B, 4)
+    assert [s.request for s in loop.step()] == [0, 1]
+    assert [s.request for s in loop.step()] == [0]  # it takes the last block, the twin needs one
+    assert (loop.stats.preemptions, second.status) == (1, Status.WAITING)
+    assert loop.blocks.available == 1  # enough, since the first block is the twin's as well
+    assert [(s.request, s.first) for s in loop.step()] == [(0, B + 1), (1, B)]
+    assert loop.stats.preemptions == 1
 
 
 def test_the_head_of_the_queue_is_never_passed_over() -> None:
@@ -237,6 +261,11 @@ def test_whoever_ends_still_holds_its_blocks_when_told() -> None:
         ),
         ({"max_num_batched_tokens": 0}, "expected at least 1"),
         ({"num_blocks": 0}, "num_blocks: expected at least 1, or None"),
+        ({"num_draft_tokens": 1.0}, "num_draft_tokens: expected an integer, found 1.0"),
+        ({"max_num_seqs": 1.5}, "max_num_seqs: expected an integer, found 1.5"),
+        ({"max_num_seqs": True}, "max_num_seqs: expected an integer, found True"),
+        ({"max_num_batched_tokens": 64.0}, "max_num_batched_tokens: expected an integer"),
+        ({"num_blocks": "8"}, "num_blocks: expected an integer, found '8'"),
         ({"enforce_eager": True, "force_graphs": True}, "exclude each other"),
     ],
 )

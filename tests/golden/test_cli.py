@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import bitassay
+from bitassay.golden.console import each
 from bitassay.golden.store import Store
 
 
@@ -50,6 +53,54 @@ def test_a_bug_is_status_2_with_its_traceback(folder, run, monkeypatch):
     status, _, err = run("list")
     assert status == 2
     assert "ZeroDivisionError" in err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("list",), ("check", "context-lm/sm_89", "--prompts", "1", "--tokens", "1"), ("--help",)],
+)
+def test_an_output_that_nobody_reads_is_status_2(arguments):
+    """Whoever prints for us ends with 1 then, which here means that bits differ."""
+    ours, theirs = os.pipe()
+    os.close(ours)
+    try:
+        command = [sys.executable, "-m", "bitassay.golden", *arguments]
+        done = subprocess.run(command, stdout=theirs, stderr=-1, text=True)
+    finally:
+        os.close(theirs)
+    assert done.returncode == 2
+    assert done.stderr == "error: whoever read the output has ended before all was said\n"
+
+
+def test_after_a_broken_pipe_nothing_else_is_checked(monkeypatch):
+    seen = []
+
+    def broken(name: str) -> int:
+        seen.append(name)
+        raise BrokenPipeError
+
+    monkeypatch.setattr("bitassay.golden.console.os.dup2", lambda *_: None)
+    assert each(["a", "b"], broken) == 2
+    assert seen == ["a"]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_is_status_2():
+    command = [sys.executable, "-m", "bitassay.golden", "list"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=-1, text=True)
+    assert done.returncode == 2
+    assert "No space left on device" in done.stderr
+
+
+def test_check_under_torchrun_is_refused(folder, run, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    status, out, err = run("check", "tiny/sm_90")
+    assert (status, out) == (2, "")
+    assert "this is one of 2: leave torchrun away, which is for `bitassay run`" in err
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert run("check", "tiny/sm_90")[0] == 0
 
 
 def test_bad_input_is_told_without_a_traceback(folder, run):
@@ -113,6 +164,19 @@ def test_help_needs_no_torch():
     """The command answers at once: torch takes seconds to import."""
     code = "import sys, bitassay.golden.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_an_interrupt_while_modules_are_imported_has_no_traceback(tmp_path):
+    """A module that is imported stands for the user: it interrupts the process."""
+    code = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nraise SystemExit('went on')\n"
+    (tmp_path / "typer.py").write_text(code)
+    own = str(Path(bitassay.__file__).parents[1])
+    path = os.pathsep.join([str(tmp_path), own])
+    command = [sys.executable, "-m", "bitassay.golden", "list"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path}
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
 def test_python_m_is_the_command():

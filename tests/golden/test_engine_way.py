@@ -17,7 +17,7 @@ from bitassay.golden.compare import Difference
 from bitassay.golden.drafts import run_of
 from bitassay.golden.engine_job import Backend, EngineJob, EngineRun
 from bitassay.golden.engine_options import EVICTIONS, HITS, PREEMPTIONS, EngineOptions
-from bitassay.golden.engine_way import engine_job, filled, judge, lay_out
+from bitassay.golden.engine_way import _missing, engine_job, filled, judge, lay_out
 from bitassay.golden.errors import GoldenError, WorkerError
 from bitassay.golden.rank import take_part
 from bitassay.golden.store import Store
@@ -152,6 +152,18 @@ def test_what_a_run_was_made_for_has_to_happen(ran, inputs, generated):
         assert judged(busy, inputs, generated, options).missing == missing
 
 
+def test_every_rank_has_a_cache_of_its_own_to_overflow(inputs):
+    """Two ranks have twice the blocks: one more filled than one rank has evicts nothing."""
+    prompts = tuple(tuple(range(start, start + 20)) for start in (0, 20, 40))
+    job = replace(inputs.job, prompts=prompts)
+    trace = {"tokens": np.arange(90, 90 + STEPS)}
+    run = EngineRun([trace] * 3, [Stats(), Stats()], 1.0)
+    assert filled([(*prompt, *range(90, 90 + STEPS)) for prompt in prompts]) == 3
+    for dp, blocks, missing in ((1, 2, ()), (2, 2, (EVICTIONS,)), (2, 1, ())):
+        options = replace(USUAL, must=(EVICTIONS,), num_blocks=blocks, dp=dp)
+        assert _missing(run, job, options, lay_out(3, options)) == missing
+
+
 def test_a_cancelled_neighbour_is_a_copy_that_has_no_trace(ran, inputs, generated):
     options = replace(USUAL, cancel=2)
     requests = lay_out(3, options)
@@ -284,6 +296,8 @@ def test_a_sweep_runs_every_configuration_and_none_hides_another(
         (("--with", "engine", "--k", "6"), "--k: expected 0 … 5"),
         (("--with", "engine", "--batch-size", "2"), "are --max-num-seqs and --max-num-batched"),
         (("--with", "engine", "--backend", "cpu"), "--backend: expected one of gpu, interpreter"),
+        (("--with", "engine", "--seed", "3"), "--seed is of --arrivals and of --sweep: add one"),
+        (("--with", "engine", "--seed", "3", "--shuffle", "1"), "--shuffle takes a seed of its"),
         (("--with", "engine", "--sequential"), "--sequential is for --with reference"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,8 +19,9 @@ from tiny_llama import write_tiny_llama
 
 from bitassay.golden import ranks
 from bitassay.golden.engine_job import Backend, EngineJob, EngineRun
-from bitassay.golden.errors import CannotRunError, WorkerError
+from bitassay.golden.errors import CannotRunError, GoldenError, WorkerError
 from bitassay.golden.ranks import run_jobs, run_ranks
+from bitassay.golden.run_command import _eos
 
 LENGTHS = (1, 5, 20, 17, 2)
 TOKENS = 10
@@ -313,6 +315,117 @@ def test_an_architecture_that_is_not_emulated_is_refused(tiny):
         run_ranks(job)
 
 
+def started(commands: list[list[str]]) -> list[tuple[int, str, str]]:
+    """Start a rank for each command, as torchrun would; rank 0 keeps the store."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    place = {"WORLD_SIZE": str(len(commands)), "MASTER_ADDR": "127.0.0.1"}
+    place |= {"MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "bitassay.golden", *command],
+            stdout=-1,
+            stderr=-1,
+            text=True,
+            env=os.environ | place | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank, command in enumerate(commands)
+    ]
+    try:
+        return [(p.wait(60), *p.communicate()) for p in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+@pytest.mark.parametrize(
+    ("differs", "same"),
+    [
+        (["prompts", 'arch ("sm_89" there, "sm_90" here)', "max_tokens (9 there"], ["draft"]),
+        (["draft", "num_draft_tokens (3 there, 0 here)"], ["prompts", "arch", "max_tokens"]),
+    ],
+)
+def test_ranks_that_were_given_other_jobs_run_nothing(tiny, differs, same):
+    own = options(tiny)
+    if "draft" in differs:
+        theirs = [*own, "--draft", str(tiny / "head")]
+    else:
+        lines = (tiny / "prompts.jsonl").read_text().splitlines()[:3]
+        fewer = tiny / "fewer.jsonl"
+        fewer.write_text("\n".join(lines) + "\n")
+        theirs = [{str(tiny / "prompts.jsonl"): str(fewer), "10": "9"}.get(x, x) for x in own]
+        theirs += ["--arch", "sm_89"]
+    results = started([own, theirs])
+    for rank, (status, out, err) in enumerate(results):
+        assert (status, out) == (2, "")
+        assert f"error: rank {rank} of 2: expected the same job on every rank, but rank " in err
+        assert "Traceback" not in err
+    for one in differs:
+        assert one in results[0][2]
+    for one in same:
+        assert one not in results[0][2]
+
+
+def test_what_decides_results_is_a_fact(tiny):
+    job = make_job(tiny)
+    facts = job.facts
+    assert replace(job, model=Path("elsewhere"), timeout=5).facts == facts
+    assert replace(job, config=job.config | {"max_num_batched_tokens": 2048}).facts == facts
+    changes: dict[str, object] = {
+        "prompts": job.prompts[::-1],
+        "arch": "sm_89",
+        "max_tokens": 9,
+        "backend": Backend.INTERPRETER,
+        "order": (4, 3, 2, 1, 0),
+        "arrivals": (0,) * 5,
+        "cancelled": {1: 1},
+        "eos_token_id": (0,),
+        "warm": True,
+    }
+    for name, value in changes.items():
+        other = replace(job, **{name: value}).facts  # type: ignore[arg-type]
+        assert [key for key in facts if facts[key] != other[key]] == [name]
+    other = replace(job, config=job.config | {"num_draft_tokens": 1}).facts
+    assert [key for key in facts if facts[key] != other[key]] == ["num_draft_tokens"]
+
+
+@pytest.mark.parametrize("dp", ["1", "2"])
+@pytest.mark.parametrize("timeout", ["inf", "nan", "1e12", "0"])
+def test_a_timeout_that_is_no_time_is_refused(tiny, run, dp, timeout):
+    status, out, err = run(*options(tiny, "--dp", dp, "--timeout", timeout))
+    assert (status, out) == (2, "")
+    assert "error: timeout: expected more than 0 seconds and at most 86400, a day, found" in err
+
+
+def test_errors_of_one_rank_name_none(tiny):
+    job = make_job(tiny)
+    with pytest.raises(WorkerError, match=r"^prompt 1, .*9999"):
+        run_ranks(replace(job, prompts=(*job.prompts[:1], (9999,))))
+
+
+@pytest.mark.parametrize(("said", "ids"), [(0, (0,)), (7, (7,)), ([0, 5], (0, 5)), ([3], (3,))])
+def test_eos_is_one_id_or_several(tmp_path, said, ids):
+    assert _eos(write_tiny_llama(tmp_path, eos_token_id=said)) == ids
+
+
+@pytest.mark.parametrize("said", [None, [], -1, "2", True, [1, None]])
+def test_an_eos_that_is_none_is_told(tmp_path, said):
+    model = write_tiny_llama(tmp_path, eos_token_id=said)
+    with pytest.raises(GoldenError, match="--stop-at-eos: expected 'eos_token_id' of .* found "):
+        _eos(model)
+
+
+def test_a_model_without_eos_is_told(tmp_path):
+    model = write_tiny_llama(tmp_path)
+    config = json.loads((model / "config.json").read_text())
+    del config["eos_token_id"]
+    (model / "config.json").write_text(json.dumps(config))
+    with pytest.raises(GoldenError, match="to be an id or a list of ids, found nothing: correct"):
+        _eos(model)
+
+
 def test_a_bad_place_under_torchrun_is_told(tiny):
     command = [sys.executable, "-m", "bitassay.golden", *options(tiny)]
     done = subprocess.run(
@@ -331,4 +444,5 @@ def test_help_has_an_example(run):
 
 def test_a_job_survives_its_journey(tiny):
     job = make_job(tiny, order=(4, 3, 2, 1, 0), cancelled={1: 2, 0: 0}, arrivals=(0,) * 5)
+    job = replace(job, eos_token_id=(0, 5))
     assert EngineJob.from_json(job.to_json()) == job

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -43,7 +44,7 @@ class StubEngine:
         prompt_ids: Any,
         max_tokens: int,
         *,
-        eos_token_id: int | None = None,
+        eos_token_id: int | Sequence[int] | None = None,
         ignore_eos: bool = True,
     ) -> int:
         number = len(self._tokens)
@@ -102,6 +103,11 @@ def plant(fault: str, group: Group) -> None:
                 os.kill(os.getpid(), signal.SIGSTOP)
             if fault in ("skip", "stuck"):
                 time.sleep(600)  # it lives, its heart beats, and it takes no part
+            if fault == "freeze in":
+                assert self._watch is not None
+                self._watch.enter(self._entered + 1)
+                time.sleep(1.2)  # for two beats to say so
+                os.kill(os.getpid(), signal.SIGSTOP)
         return whole(self, step + (fault == "astray" and step >= STEP), count)
 
     Group.sum = faulty  # type: ignore[method-assign]

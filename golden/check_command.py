@@ -146,7 +146,7 @@ def check(
         say(
             Text(
                 f"{name}: {len(runs)} configurations: {len(made) - different} equal, {different} "
-                f"different, {len(runs) - len(made)} failed; {idle} did not come to what they are for"
+                f"different, {len(runs) - len(made)} failed; {idle} not exercised"
             )
         )
         return status

@@ -32,7 +32,7 @@ and `lm_head` are not in this folder: they are the target's, whose model.safeten
 - Text: {windows} windows ({window_tokens} tokens) of pieces of CPython {stdlib_version}'s standard library, 1 to
   {longest_learned} tokens, each followed by at least {greedy_tokens} tokens that llama-pico chooses. Every other piece ends
   in {drawn} tokens drawn from llama-pico at random. Pieces are of the files that llama-pico learned;
-  its held-out files served to measure alone. Of {windows_made} windows, three of four that end in a loop were left out.
+  its held-out files served to measure, and to choose between two sizes. Of {windows_made} windows, three of four that end in a loop were left out.
   sha256 of the library's text: `{corpus}`.
 - Weights: AdamW in fp32 with products in bf16, seed {seed}, on {device}
   (Python {python}, torch {torch}); {steps} steps of {batch_size} windows; highest learning rate

@@ -119,7 +119,9 @@ def tests(session: nox.Session) -> None:
     install(session, *groups("test"), "-e", ".")
     # One process a core: each interprets with one thread.
     parallel = ("-n", "auto", "--dist", "worksteal")
-    session.run("pytest", "-m", "not gpu", *parallel, *session.posargs, env=CPU)
+    # More threads would only wait for each other.
+    env = {**CPU, "OMP_NUM_THREADS": "1"}
+    session.run("pytest", "-m", "not gpu", *parallel, *session.posargs, env=env)
 
 
 @nox.session(default=False)

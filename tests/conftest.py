@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 
 # One mode per process, chosen before anything imports triton: "0" is a run on a GPU.
 os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# A shell starts what it runs in the background with interrupts ignored, and commands that tests
+# start and interrupt would ignore them too.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -163,8 +163,8 @@ def test_a_killed_process_is_told_and_the_others_are_ended(tmp_path):
         out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (2, "")
     assert "was killed by SIGKILL, as happens when memory runs out: try fewer with --jobs" in err
-    assert "error: process " in err
-    assert "prompts p" in err
+    # The steps that were waited for may be the other process's, and this one may still be loading.
+    assert re.search(r"error: process \d \((prompts p|loading )", err)
     assert_gone(workers)
 
 

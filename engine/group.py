@@ -16,7 +16,9 @@ import torch
 import torch.distributed as dist
 
 from .agreement import agree
+from .binding import bind
 from .exchange import Exchange, GlooExchange, NcclExchange
+from .pending import Pending
 from .rendezvous import Meeting, Place, RankError, RankLost, RankTimeout, meet, named
 from .watch import BEAT, QUIET_BEATS, SILENCE, Watch
 
@@ -284,36 +286,6 @@ class Group:
         self.wait(number, f"collective {number} ({what})" if number else what, done)
 
 
-class Pending:
-    """A sum that was begun."""
-
-    def __init__(
-        self,
-        group: Group,
-        number: int,
-        step: int,
-        done: Callable[[], bool],
-        read: Callable[[], list[int]],
-    ) -> None:
-        self._group, self._number, self._step = group, number, step
-        self._done, self._read = done, read
-
-    def result(self) -> int:
-        """Wait for the sum and return it; RankTimeout, RankLost, or RankError for a rank astray."""
-        what = f"collective {self._number} (after step {self._step})"
-        self._group.wait(self._number, what, self._done)
-        self._group.complete(self._number)
-        count, *steps = self._read()
-        astray = {rank: step for rank, step in enumerate(steps) if step != self._step}
-        if astray:
-            where = ", ".join(f"rank {rank} is at step {step}" for rank, step in astray.items())
-            raise RankError(
-                f"{self._group.place.name}, {what}: expected every rank at step {self._step}, but "
-                f"{where}: a rank has skipped a collective or entered one too many"
-            )
-        return count
-
-
 def check_timeout(seconds: float) -> None:
     """Raise ValueError unless it is a time that ranks may wait for each other."""
     if not (math.isfinite(seconds) and 0 < seconds <= LONGEST):
@@ -321,22 +293,3 @@ def check_timeout(seconds: float) -> None:
             f"timeout: expected more than 0 seconds and at most {LONGEST:g}, a day, found "
             f"{seconds:g}"
         )
-
-
-def bind(place: Place, device: str) -> torch.device:
-    """Return the device of a rank, made the current one.
-
-    Raises ValueError where there is no GPU of its own for it: two ranks cannot share one.
-    """
-    if device == "cpu":
-        return torch.device("cpu")
-    count = torch.cuda.device_count()
-    if place.local_rank >= count:
-        raise ValueError(
-            f"{place.name} needs GPU {place.local_rank} of its host, which has {count}: NCCL "
-            "cannot share one between ranks: start fewer, or use CPUs"
-        )
-    own = torch.device("cuda", place.local_rank)
-    torch.cuda.set_device(own)
-    torch.zeros((), device=own)  # opens the device now, before anyone counts the seconds
-    return own

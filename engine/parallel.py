@@ -16,7 +16,8 @@ from dataclasses import dataclass, field, fields, replace
 from itertools import count
 from typing import Any, Protocol
 
-from .group import Group, Pending
+from .group import Group
+from .pending import Pending
 from .request import Output
 from .stats import Stats
 from .trace import EngineTrace

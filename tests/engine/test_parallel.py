@@ -376,4 +376,4 @@ def test_what_ranks_counted_is_added_up():
     parts = [Stats(3, 10, 2, 6, 5, 1, 16), Stats(5, 4, 1, 3, 0, 0, 32)]
     summed = total(parts)
     assert summed == Stats(5, 14, 3, 9, 5, 1, 48)
-    assert summed.acceptance_length == pytest.approx(1 + 5 / 3)
+    assert summed.acceptance_length == 1 + 5 / 3

@@ -168,4 +168,4 @@ def test_no_replay_waits_for_the_device(case: Any, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(Graphs, "run", guarded)
     one = case("eagle")
     one.check(Drive(one.runner(3, **MODES["graphs"]), PROMPTS, TOKENS, drafts=one.planted))
-    assert replays
+    assert len(replays) >= 2

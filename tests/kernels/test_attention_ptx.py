@@ -2,42 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-from typing import Any
-
 import pytest
+from compiled import Found, compiled_by
 
 from bitassay.kernels import attention_tiles as tiles
 from bitassay.kernels.attention_split import _TOGETHER
 from bitassay.kernels.attention_tiles import AttentionTile
 from bitassay.reference.arch import get_arch
 
-Found = dict[str, Any]
 KEY_BLOCK = 64
 
 
 @pytest.fixture(scope="module", params=["sm_89", "sm_90"])
 def compiled(request: pytest.FixtureRequest) -> tuple[str, list[Found]]:
     """Every compiled kernel of an architecture, from one process without the interpreter."""
-    environment = {
-        k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "BITASSAY_ARCH")
-    }
-    script = Path(__file__).with_name("compile_attention.py")
-    # Started in the folder of its neighbour, which PYTHONSAFEPATH would hide.
-    path = [str(script.parent), *filter(None, [environment.get("PYTHONPATH")])]
-    environment["PYTHONPATH"] = os.pathsep.join(path)
-    process = subprocess.run(
-        [sys.executable, str(script), request.param],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert process.returncode == 0, process.stderr[-4000:]
-    return request.param, [json.loads(line) for line in process.stdout.splitlines()]
+    return request.param, compiled_by("compile_attention.py", request.param)
 
 
 def walks(found: list[Found]) -> list[Found]:

@@ -2,38 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
+from compiled import Found, compiled_by
 
 from bitassay.kernels import tiles
 from bitassay.kernels.tiles import Tile
 from bitassay.reference.arch import get_arch
 
-Found = dict[str, Any]
-
 
 @pytest.fixture(scope="module", params=["sm_89", "sm_90"])
 def compiled(request: pytest.FixtureRequest) -> tuple[str, list[Found]]:
     """Every compiled kernel of an architecture, from one process without the interpreter."""
-    environment = {
-        k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "BITASSAY_ARCH")
-    }
-    script = Path(__file__).with_name("compile_every_tile.py")
-    process = subprocess.run(
-        [sys.executable, str(script), request.param],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert process.returncode == 0, process.stderr[-4000:]
-    return request.param, [json.loads(line) for line in process.stdout.splitlines()]
+    return request.param, compiled_by("compile_every_tile.py", request.param)
 
 
 def linears(found: list[Found]) -> list[Found]:

@@ -37,8 +37,9 @@ WHEEL_HOLDS = (
     "py.typed",
     "reference/tensor_core.py",
     "kernels/linear.py",
-    "engine/model.py",
-    "golden/cli.py",
+    "engine/models/causal_lm.py",
+    "emulator/interpreted/builder.py",
+    "cli/app.py",
     "golden/models/context-lm/config.json",
     "golden/models/context-lm/model.safetensors",
     "golden/models/context-lm/tokenizer.json",
@@ -56,7 +57,7 @@ WHEEL_HOLDS = (
     "golden/store/eagle-pico/sm_89/*/zarr.json",
     "golden/store/eagle-pico/sm_90/*/zarr.json",
 )
-WHEEL_LACKS = ("golden/training", "golden/store/.tmp-*", "tests", "**/test_*.py")
+WHEEL_LACKS = ("golden/store/.tmp-*", "tests", "**/test_*.py")
 
 
 def groups(*names: str) -> list[str]:
@@ -146,10 +147,10 @@ def gpu(session: nox.Session) -> None:
     python = (sys.executable, "-m")
     options = {"env": env, "external": True}
     session.run(*python, "pytest", "-m", "gpu", *(session.posargs or ("tests",)), **options)
-    session.run(*python, "bitassay.golden", "check", "--all", "--with", "gpu", **options)
+    session.run(*python, "bitassay", "check", "--all", "--with", "gpu", **options)
     # The last one runs EAGLE on as many ranks as there are GPUs for: 1, 2 and 4.
     for sweep in ("linear", "attention", "model", "eagle"):
-        session.run(sys.executable, f"tests/hardware/{sweep}_sweep.py", **options)
+        session.run(sys.executable, f"tools/hardware/{sweep}_sweep.py", **options)
     test = ("-v", "-s", "-m", "gpu", "tests/distributed/test_eagle_dp.py")
     for dp in (dp for dp in DATA_PARALLEL if dp <= gpus()):
         sizes = {"TP_SIZE": "1", "DP_SIZE": str(dp)}
@@ -189,7 +190,7 @@ def wheel(session: nox.Session) -> None:
 def use_installed(session: nox.Session, name: str) -> None:
     """Check what the installed wheel holds and that its command reads the packaged store."""
     env = {**CPU, "BITASSAY_STORE": None, "PYTHONPATH": None}
-    modules = ("reference.tensor_core", "kernels.linear", "engine.model", "golden.cli")
+    modules = ("reference.tensor_core", "kernels.linear", "engine.models.causal_lm", "cli.app")
     imports = "".join(f"import bitassay.{module}; " for module in modules)
     where = f"{imports}print(bitassay.__path__[0])"
     found = session.run("python", "-c", where, env=env, silent=True)

@@ -24,7 +24,7 @@ from timing import milliseconds
 from bitassay.kernels import attention_tiles as tiles
 from bitassay.kernels.attention import paged_attention
 from bitassay.kernels.attention_tiles import AttentionTile
-from bitassay.reference.contract import Contract, default_contract
+from bitassay.reference.spec.contract import Contract, default_contract
 
 PAGE = 16
 # (sequences, query tokens, keys) of each

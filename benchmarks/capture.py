@@ -30,13 +30,13 @@ from rich.table import Table
 from timing import milliseconds
 from torch import Tensor
 
-from bitassay.engine.batch import Batch, Segment, place, upload
-from bitassay.engine.capture import Prints, Recorder
-from bitassay.engine.model import CausalLM
-from bitassay.engine.paged import BlockAllocator
+from bitassay.engine.models.batch import Batch, Segment, place, upload
+from bitassay.engine.models.causal_lm import CausalLM
+from bitassay.engine.models.kv_cache import BlockAllocator
+from bitassay.engine.step.fingerprints import Prints, Recorder
 from bitassay.kernels.fingerprint import fingerprint_rows
-from bitassay.reference.checkpoint import Checkpoint
-from bitassay.reference.contract import default_contract
+from bitassay.reference.checkpoints.checkpoint import Checkpoint
+from bitassay.reference.spec.contract import default_contract
 
 MODES = ("off", "same stream", "own stream")
 ROWS = 2048  # of a step of prompts

@@ -29,14 +29,14 @@ from rich.console import Console
 from rich.table import Table
 from torch_backend import TorchHead, TorchLM, torch_backend
 
-from bitassay.engine.backend import kernels_backend
 from bitassay.engine.config import EngineConfig
-from bitassay.engine.eagle import EagleHead
 from bitassay.engine.engine import Engine
-from bitassay.engine.model import CausalLM
-from bitassay.engine.runner import Runner
-from bitassay.reference.checkpoint import Checkpoint, load_checkpoint
-from bitassay.reference.contract import default_contract
+from bitassay.engine.models.causal_lm import CausalLM
+from bitassay.engine.models.eagle import EagleHead
+from bitassay.engine.models.ops import kernels_backend
+from bitassay.engine.step.runner import Runner
+from bitassay.reference.checkpoints.checkpoint import Checkpoint, load_checkpoint
+from bitassay.reference.spec.contract import default_contract
 
 VOCABULARY = 128_256
 

@@ -27,13 +27,13 @@ from timing import milliseconds
 from torch import Tensor
 from torch.nn import functional as F
 
-from bitassay.engine.batch import Batch, Segment, place, upload
-from bitassay.engine.layer import Layer
-from bitassay.engine.model import CausalLM
-from bitassay.engine.paged import BlockAllocator
+from bitassay.engine.models.batch import Batch, Segment, place, upload
+from bitassay.engine.models.causal_lm import CausalLM
+from bitassay.engine.models.decoder_layer import Layer
+from bitassay.engine.models.kv_cache import BlockAllocator
 from bitassay.kernels.norm import add_rms_norm
-from bitassay.reference.checkpoint import Checkpoint
-from bitassay.reference.contract import default_contract
+from bitassay.reference.checkpoints.checkpoint import Checkpoint
+from bitassay.reference.spec.contract import default_contract
 
 LLAMA_8B = {
     "model_type": "llama", "hidden_size": 4096, "num_attention_heads": 32,

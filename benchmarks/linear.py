@@ -24,7 +24,7 @@ from rich.table import Table
 from timing import SHAPES, milliseconds, operands
 
 from bitassay.kernels.linear import linear
-from bitassay.reference.contract import default_contract
+from bitassay.reference.spec.contract import default_contract
 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 MEMORY_BOUND = 64  # up to here GB/s says more than TFLOP/s

@@ -15,7 +15,7 @@ from timing import SHAPES, milliseconds, operands
 
 from bitassay.kernels import tiles
 from bitassay.kernels.linear import linear
-from bitassay.reference.contract import default_contract
+from bitassay.reference.spec.contract import default_contract
 
 ROWS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 

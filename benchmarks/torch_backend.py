@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bitassay.engine.backend import Backend, kernels_backend
-from bitassay.engine.eagle import EagleHead
-from bitassay.engine.model import CausalLM
-from bitassay.engine.paged import PagedCache
+from bitassay.engine.models.causal_lm import CausalLM
+from bitassay.engine.models.eagle import EagleHead
+from bitassay.engine.models.kv_cache import PagedCache
+from bitassay.engine.models.ops import Backend, kernels_backend
 
 
 class TorchLM(CausalLM):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..reference.contract import DRAFT_DEPTH
-from .checks import check_integer
+from bitassay.engine.validation import check_integer
+from bitassay.reference.spec.contract import DRAFT_DEPTH
 
 
 @dataclass(frozen=True, kw_only=True)

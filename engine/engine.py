@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import count
 from typing import TYPE_CHECKING
 
-from . import serve
-from .blocks import BlockManager
-from .checks import Prompts, check_blocks, check_eos, check_ids, check_lengths, check_max_tokens
-from .config import EngineConfig
-from .record import Record
-from .request import Output, Request
-from .room import default_blocks
-from .runner import Runner
-from .scheduler import Scheduler
-from .stats import Stats
-from .steps import Result
-from .trace import EngineTrace
+from bitassay.engine.config import EngineConfig
+from bitassay.engine.models.kv_cache import default_blocks
+from bitassay.engine.scheduling.blocks import BlockManager, check_blocks
+from bitassay.engine.scheduling.request import Output, Request
+from bitassay.engine.scheduling.scheduler import Scheduler
+from bitassay.engine.scheduling.stats import Stats
+from bitassay.engine.scheduling.step_plan import Result
+from bitassay.engine.serving import PromptServing
+from bitassay.engine.step.record import Record
+from bitassay.engine.step.runner import Runner
+from bitassay.engine.trace import EngineTrace
+from bitassay.engine.validation import (
+    Prompts,
+    check_eos,
+    check_ids,
+    check_lengths,
+    check_max_tokens,
+)
 
 if TYPE_CHECKING:
-    from .eagle import EagleHead
-    from .model import CausalLM
+    from bitassay.engine.models.causal_lm import CausalLM
+    from bitassay.engine.models.eagle import EagleHead
 
 
-class Engine:
+class Engine(PromptServing):
     """Serves requests on one device: greedy, batched, with or without a draft head.
 
     Whatever the configuration, the other requests and the moment of arrival, a request's tokens
@@ -60,7 +66,12 @@ class Engine:
             )
         self._model = model
         if config.num_blocks is None:
-            blocks = default_blocks(model, head if drafting else None, config)
+            blocks = default_blocks(
+                [model, *([head] if drafting and head is not None else [])],
+                model.config.max_position_embeddings,
+                max_num_seqs=config.max_num_seqs,
+                capture=config.capture,
+            )
             config = replace(config, num_blocks=blocks)
         assert config.num_blocks is not None
         self.config = config
@@ -179,35 +190,6 @@ class Engine:
         for number in requests:
             self._forget(number)
         return traces
-
-    def generate(
-        self,
-        prompts: Prompts,
-        max_tokens: int | Sequence[int],
-        *,
-        order: Sequence[int] | None = None,
-        arrivals: Sequence[int] | None = None,
-        cancelled: Mapping[int, int] | None = None,
-    ) -> list[EngineTrace | None]:
-        """Run prompts to their end, eos ignored; return traces in the order of the prompts.
-
-        max_tokens: of all, or of each. order: the permutation in which prompts are added.
-        arrivals: for each prompt the step, counted from 0, before which it is added. cancelled:
-        for some prompts the number of tokens after which they are cancelled, 0 for before their
-        first row; their trace is None, unless the step that brings these brings the last as well.
-        Other requests of the engine go on beside. Raises ValueError as `add_request`, before
-        anything is added.
-        """
-        return serve.generate(self, prompts, max_tokens, order, arrivals, cancelled)
-
-    def stream(self, prompts: Prompts, max_tokens: int | Sequence[int]) -> Iterator[Output]:
-        """Yield what each step gives each prompt, whose place among the prompts is its `request`.
-
-        Tokens alone: there is nothing to `take` afterwards. Closed early, it cancels what is left.
-        Several streams, `generate` and `step` may take turns: whoever steps, each prompt's outputs
-        come here, all of them, once. Raises ValueError as `add_request`, before anything is added.
-        """
-        return serve.stream(self, prompts, max_tokens)
 
     def reset_prefix_cache(self) -> None:
         """Let no later request find blocks that were computed before now."""

@@ -7,22 +7,22 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from . import oracle
-from .compare import Comparison, compare
-from .device import describe_gpu, gpu_arch, run_gpu
-from .engine_check import Sweep, run_engine_way
-from .engine_parameters import SweepOptions
-from .errors import CannotRunError, GoldenError, StaleError
-from .inputs import Inputs, load_inputs
-from .interpreter import estimate, run_interpreter
-from .manifest import Entry
-from .pool import suitable_crew
-from .provenance import Identity, another
-from .runners import Progress
-from .store import Golden, Store
-from .stream import TokenStream
-from .suites import Suite, find_suite, own_suite, recording
-from .ways import Options, Way
+from bitassay.golden.compare.diff import Comparison, compare
+from bitassay.golden.errors import CannotRunError, GoldenError, StaleError
+from bitassay.golden.inputs.job import Progress
+from bitassay.golden.inputs.suite_inputs import Inputs, load_inputs
+from bitassay.golden.provenance import Identity, another
+from bitassay.golden.runs import oracle
+from bitassay.golden.runs.check_options import Options, Way
+from bitassay.golden.runs.engine_options import SweepOptions
+from bitassay.golden.runs.engine_run import Sweep, run_engine_way
+from bitassay.golden.runs.gpu import describe_gpu, gpu_arch, run_gpu
+from bitassay.golden.runs.interpreter import estimate, run_interpreter
+from bitassay.golden.runs.process_pool import suitable_crew
+from bitassay.golden.storage.manifest import Entry
+from bitassay.golden.storage.store import Golden, Store
+from bitassay.golden.streams.token_stream import TokenStream
+from bitassay.golden.suites import Suite, find_suite, own_suite
 
 Tell = Callable[[str], None]
 
@@ -118,25 +118,23 @@ def current(store: Store, name: str, own: OwnModel | None) -> tuple[Golden, Inpu
         find_suite(name)  # a misspelt name, rather than a golden that is missing
     golden = store.read(name)
     inputs = load_inputs(*_suite(golden, own))
-    require_current(golden, inputs.identity, store.option)
+    require_current(golden, inputs.identity, store)
     return golden, inputs
 
 
-def require_current(golden: Golden, identity: Identity, option: str = "") -> None:
-    """Raise StaleError when the golden was recorded under another contract, model or prompts.
-
-    option: what names its store in a command, for the error's advice.
-    """
+def require_current(golden: Golden, identity: Identity, store: Store) -> None:
+    """Raise StaleError when the golden was recorded under another contract, model or prompts."""
     recorded, here = asdict(golden.provenance.identity), asdict(identity)
     name = identity.name
     drafts = bool(recorded["draft_model"])
-    command = recording(name, accept=False, option=option, tokens=identity.tokens, drafts=drafts)
-    advice = f'run "{command}" and review the difference'
+    advice = store.recording(name, accept=False, tokens=identity.tokens, drafts=drafts)
+    review = "record it again and review the difference"
     if recorded["contract"] != here["contract"]:
         raise StaleError(
             f"golden {name} was recorded under contract {recorded['contract_version']} "
             f"({recorded['contract'][:12]}…), this build has contract {here['contract_version']} "
-            f"({here['contract'][:12]}…): {advice}"
+            f"({here['contract'][:12]}…): {review}",
+            advice=advice,
         )
     for key in ("model", "draft_model", "tokenizer", "prompts", "rotary_table"):
         if recorded[key] != here[key]:
@@ -147,12 +145,14 @@ def require_current(golden: Golden, identity: Identity, option: str = "") -> Non
             mend = "add --draft HEAD" if forgotten else "restore it"
             raise StaleError(
                 f"golden {name} was recorded with {another(key)} ({was}) than "
-                f"found here ({found}): {mend}, or {advice}"
+                f"found here ({found}): {mend}, or {review}",
+                advice=advice,
             )
     if recorded["tokens"] != here["tokens"]:
         raise StaleError(
             f"golden {name} was recorded with {recorded['tokens']} tokens a prompt, here it is "
-            f"{here['tokens']}: {advice}"
+            f"{here['tokens']}: {review}",
+            advice=advice,
         )
 
 

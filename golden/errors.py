@@ -1,8 +1,37 @@
 """Why something could not be recorded or checked; every one of these ends in exit status 2."""
 
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class RecordAgain:
+    """What would mend an error: recording a golden; the command words it for its users.
+
+    golden: `<suite>/<arch>`, "" for all suites. store: its root, "" for the usual one. accept:
+    whether what is recorded is to be published; if not, it is to be compared. tokens: for each
+    prompt of a user's own model, where known. drafts: whether it was recorded with a draft head.
+    new: whether there is none yet.
+    """
+
+    golden: str
+    store: str
+    accept: bool
+    tokens: int | None = None
+    drafts: bool = False
+    new: bool = False
+
 
 class GoldenError(Exception):
-    """Bad input or a bad store: the message says what was expected, found, and what to do."""
+    """Bad input or a bad store: the message says what was expected, found, and what to do.
+
+    advice: what to record, where that would mend it, for whoever words the error for a user.
+    """
+
+    def __init__(self, message: str, *, advice: RecordAgain | None = None) -> None:
+        super().__init__(message)
+        self.advice = advice
 
 
 class StoreError(GoldenError):

@@ -6,14 +6,12 @@ import subprocess
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
-from .. import __version__
+from bitassay import __version__
+from bitassay.golden.paths import FOLDER, in_checkout
 
 SCHEMA = 3  # of the zarr group, its attributes and the manifest lines
-
-ROOM = Path(__file__).resolve().parent  # models, prompts and store lie beside this file
 
 
 @dataclass(frozen=True)
@@ -110,11 +108,6 @@ def _git_state() -> tuple[str | None, bool]:
     return commit, bool(changes)
 
 
-def in_checkout() -> bool:
-    """Return whether this file lies in the project's repository, not in an installed package."""
-    return (ROOM.parent / "pyproject.toml").is_file() and ROOM.name == "golden"
-
-
 def _git(*arguments: str) -> str:
-    command = ["git", "-C", str(ROOM.parent), *arguments]
+    command = ["git", "-C", str(FOLDER.parent), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

@@ -7,18 +7,18 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from . import oracle
-from .compare import Comparison, compare
-from .errors import CorruptError, GoldenError, MissingError, OutdatedError
-from .inputs import Inputs, load_inputs
-from .journal import Journal, discard, opened
-from .manifest import Entry
-from .pool import Crew, suitable_crew
-from .provenance import Provenance, another, provenance_now
-from .runners import Job, Progress
-from .store import Golden, Store
-from .stream import TokenStream
-from .suites import Suite
+from bitassay.golden.compare.diff import Comparison, compare
+from bitassay.golden.errors import CorruptError, GoldenError, MissingError, OutdatedError
+from bitassay.golden.inputs.job import Job, Progress
+from bitassay.golden.inputs.suite_inputs import Inputs, load_inputs
+from bitassay.golden.provenance import Provenance, another, provenance_now
+from bitassay.golden.runs import oracle
+from bitassay.golden.runs.process_pool import Crew, suitable_crew
+from bitassay.golden.storage.journal import Journal, discard, opened
+from bitassay.golden.storage.manifest import Entry
+from bitassay.golden.storage.store import Golden, Store
+from bitassay.golden.streams.token_stream import TokenStream
+from bitassay.golden.suites import Suite
 
 
 @dataclass(frozen=True)

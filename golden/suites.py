@@ -6,10 +6,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from bitassay.reference.arch import ARCHES
-
-from .errors import GoldenError
-from .provenance import ROOM
+from bitassay.golden.errors import GoldenError
+from bitassay.golden.paths import MODELS, PROMPTS
+from bitassay.reference.spec.arch import ARCHES
 
 
 @dataclass(frozen=True)
@@ -43,23 +42,23 @@ SUITES: dict[str, Suite] = {
     for suite in (
         Suite(
             "context-lm",
-            model=ROOM / "models" / "context-lm",
-            prompts=ROOM / "prompts" / "context-lm.jsonl",
+            model=MODELS / "context-lm",
+            prompts=PROMPTS / "context-lm.jsonl",
             tokens=64,
             arches=DEFAULT_ARCHES,
         ),
         Suite(
             "llama-pico",
-            model=ROOM / "models" / "llama-pico",
-            prompts=ROOM / "prompts" / "llama-pico.jsonl",
+            model=MODELS / "llama-pico",
+            prompts=PROMPTS / "llama-pico.jsonl",
             tokens=64,
             arches=DEFAULT_ARCHES,
         ),
         Suite(
             "eagle-pico",
-            model=ROOM / "models" / "llama-pico",
-            draft=ROOM / "models" / "eagle-pico",
-            prompts=ROOM / "prompts" / "eagle-pico.jsonl",
+            model=MODELS / "llama-pico",
+            draft=MODELS / "eagle-pico",
+            prompts=PROMPTS / "eagle-pico.jsonl",
             tokens=96,
             arches=DEFAULT_ARCHES,
         ),
@@ -99,35 +98,13 @@ def own_suite(
     return Suite(name, model, prompts, tokens, arches, own=True, draft=draft)
 
 
-def recording(
-    golden: str,
-    *,
-    accept: bool,
-    option: str = "",
-    tokens: int | None = None,
-    drafts: bool = False,
-) -> str:
-    """Return the command that records a golden; option: what names its store, with a blank before.
-
-    tokens: of a user's own model, N where unknown. drafts: whether it was recorded with a head. The
-    directories and prompts of one's own are in no table.
-    """
-    name, _, arch = golden.partition("/")
-    what = golden
-    if name not in SUITES:
-        of = "" if not arch else f" --name {name} --arch {arch}"
-        head = " --draft HEAD" if drafts else ""
-        what = f"--model DIR{head} --prompts FILE --max-tokens {tokens or 'N'}{of}"
-    return f"bitassay record {what}{' --accept' if accept else ''}{option}"
-
-
 def select(names: list[str], everything: bool) -> list[str]:
     """Return golden names for what was typed: `<suite>` means all its architectures.
 
     Raises GoldenError for an unknown suite or architecture, and when nothing was named.
     """
     if everything == bool(names):
-        raise GoldenError(f"name goldens or give --all, one of the two: known are {_known()}")
+        raise GoldenError(f"name goldens, or all of them, one of the two: known are {_known()}")
     if everything:
         names = list(SUITES)
     return list(dict.fromkeys(golden for name in names for golden in _expand(name)))

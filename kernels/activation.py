@@ -7,9 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import launch
-from .checks import adjacent, check_dtype, check_runs, check_shape
-from .elementary import silu
+from bitassay.kernels.checks import adjacent, check_dtype, check_runs, check_shape
+from bitassay.kernels.device import on_device
+from bitassay.kernels.elementary import silu
 
 _GRAIN = 1024  # elements of a program: 8 a thread, read in one piece
 
@@ -51,7 +51,7 @@ def silu_and_mul(gate_up: Tensor, *, out: Tensor | None = None) -> Tensor:  # [T
     if out.numel():
         block_f = min(triton.next_power_of_2(width), _GRAIN)
         block_t = min(triton.next_power_of_2(height), _GRAIN // block_f)
-        with launch.on(gate_up.device):
+        with on_device(gate_up.device):
             _silu_and_mul[(triton.cdiv(height, block_t), triton.cdiv(width, block_f))](
                 gate_up, out,
                 height, width,

@@ -10,13 +10,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..reference.contract import Contract
-from . import attention_tiles as tiles
-from . import launch
-from .attention_inputs import Inputs
-from .attention_split import INTERPRETED, attention_split
-from .attention_tiles import AttentionTile
-from .attention_whole import attention_whole
+from bitassay.kernels import attention_tiles as tiles
+from bitassay.kernels.attention_inputs import Inputs
+from bitassay.kernels.attention_split import INTERPRETED, attention_split
+from bitassay.kernels.attention_tiles import AttentionTile
+from bitassay.kernels.attention_whole import attention_whole
+from bitassay.kernels.device import check_device, multiprocessors, on_device
+from bitassay.reference.spec.contract import Contract
 
 _PAGE = 16  # keys of a block of the cache that `attention` makes
 
@@ -49,7 +49,7 @@ def paged_attention(
     out = torch.empty_like(q, memory_format=torch.contiguous_format) if out is None else out
     x = Inputs(q, k_cache, v_cache, block_tables, query_start, seq_lens, out, contract)
     x.check()
-    launch.check_device(INTERPRETED, q.device, contract.arch)
+    check_device(INTERPRETED, q.device, contract.arch)
     if q.shape[0] == 0 or x.sequences == 0:
         return out
     if q.device.type == "cpu":
@@ -59,7 +59,7 @@ def paged_attention(
     if max_seq_len is None:
         max_seq_len = int(seq_lens.max())
     splits = max(1, -(-max_seq_len // contract.key_split))
-    with launch.on(q.device):
+    with on_device(q.device):
         if tile is None:
             _dispatch(x, max_query_len, splits)
         else:
@@ -101,7 +101,7 @@ def _paged(x: Tensor) -> Tensor:  # [S, H, D] -> [ceil(S / 16), 16, H, D]
 
 def _dispatch(x: Inputs, max_query_len: int, splits: int) -> None:
     """Launch for short sequences and for long ones; each finds itself in one of the two."""
-    arch, programs = x.contract.arch, launch.multiprocessors(x.q.device)
+    arch, programs = x.contract.arch, multiprocessors(x.q.device)
     few = max(1, tiles.FEW_ROWS // x.group)
     least = 1
     if max_query_len <= few or x.sequences > 1:

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..reference.contract import Contract
-from ..reference.polynomials import SOFTMAX_SCALE
-from . import launch
-from .checks import adjacent
+from bitassay.kernels.checks import adjacent
+from bitassay.kernels.device import check_same_device
+from bitassay.reference.spec.contract import Contract
+from bitassay.reference.spec.polynomials import SOFTMAX_SCALE
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Inputs:
                     f"of {x.stride(-1)}: make it contiguous"
                 )
         self._check_tables()
-        launch.check_same_device(*self.pointers)
+        check_same_device(*self.pointers)
 
     def _check_tables(self) -> None:
         entries = self.block_tables.shape[-1:]

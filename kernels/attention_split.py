@@ -10,10 +10,10 @@ import torch
 import triton
 import triton.language as tl
 
-from . import attention_steps as steps
-from . import launch
-from .attention_inputs import Inputs
-from .attention_tiles import AttentionTile
+from bitassay.kernels import attention_steps as steps
+from bitassay.kernels.attention_inputs import Inputs
+from bitassay.kernels.attention_tiles import AttentionTile
+from bitassay.kernels.device import is_interpreted
 
 _MOST_EACH = 4  # tiles a sequence, up to which all have as many; beyond, a tile searches
 _TOGETHER = tl.constexpr(4)  # splits whose loads the second kernel issues at once
@@ -141,4 +141,4 @@ def attention_split(
     )  # fmt: skip
 
 
-INTERPRETED = launch.interpreted(_attention_split)
+INTERPRETED = is_interpreted(_attention_split)

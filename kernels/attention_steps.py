@@ -10,8 +10,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .elementary import exp2_nonpositive
-from .tree import tree_sum
+from bitassay.kernels.elementary import exp2_nonpositive
+from bitassay.kernels.tree import tree_sum
 
 _MINUS_INFINITY = tl.constexpr(float("-inf"))
 _SEQUENCES = tl.constexpr(256)  # looked through at a time when a tile searches its sequence

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from bitassay.reference.spec.arch import family_of
+
 FEW_ROWS = 64  # query tokens times group, up to which a sequence counts as short
 
 
@@ -113,8 +115,6 @@ _MORE = {
     ),
 }
 
-_FAMILY = {"sm_80": "ampere", "sm_86": "ampere", "sm_89": "ampere", "sm_90": "hopper"}
-
 
 def few(arch: str, rows: int, load: float) -> AttentionTile:
     """Return the tile for sequences of up to `rows` query rows (tokens times group).
@@ -122,7 +122,7 @@ def few(arch: str, rows: int, load: float) -> AttentionTile:
     load: splits of all sequences and key/value heads for each multiprocessor. Raises ValueError
     for an architecture without a table.
     """
-    table = _FEW[_family(arch)]
+    table = _FEW[family_of(arch)]
     return next(
         (r.tile for r in table if rows <= r.max_rows and load <= r.max_load), table[-1].tile
     )
@@ -135,23 +135,17 @@ def many(arch: str, splits: int, load: float) -> AttentionTile:
     multiprocessor. Where whole walks would leave half of them idle, splits make programs of their
     own. Raises ValueError for an architecture without a table.
     """
-    whole, chunk = _WHOLE[_family(arch)], _CHUNK[_family(arch)]
+    whole, chunk = _WHOLE[family_of(arch)], _CHUNK[family_of(arch)]
     return chunk if splits > 1 and 2 * load < whole.block_m else whole
 
 
 def in_use(arch: str) -> tuple[AttentionTile, ...]:
     """Return the tiles that `few` and `many` may choose for an architecture."""
-    family = _family(arch)
+    family = family_of(arch)
     used = [row.tile for row in _FEW[family]]
     return tuple(dict.fromkeys((*used, _CHUNK[family], _WHOLE[family])))
 
 
 def candidates(arch: str) -> tuple[AttentionTile, ...]:
     """Return every tile of an architecture: those in use first, then those to time."""
-    return tuple(dict.fromkeys((*in_use(arch), *_MORE[_family(arch)])))
-
-
-def _family(arch: str) -> str:
-    if arch not in _FAMILY:
-        raise ValueError(f"no tile for architecture {arch!r}: known are {', '.join(_FAMILY)}")
-    return _FAMILY[arch]
+    return tuple(dict.fromkeys((*in_use(arch), *_MORE[family_of(arch)])))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from . import attention_steps as steps
-from . import launch
-from .attention_inputs import Inputs
-from .attention_tiles import AttentionTile
+from bitassay.kernels import attention_steps as steps
+from bitassay.kernels.attention_inputs import Inputs
+from bitassay.kernels.attention_tiles import AttentionTile
+from bitassay.kernels.device import is_interpreted
 
 
 # Not specialised: these change with the batch, and their values give the compiler nothing.
@@ -74,4 +74,4 @@ def attention_whole(
     )  # fmt: skip
 
 
-INTERPRETED = launch.interpreted(_attention_whole)
+INTERPRETED = is_interpreted(_attention_whole)

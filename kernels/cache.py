@@ -11,9 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import launch
-from .checks import adjacent, check_dtype
-from .flags import Flag
+from bitassay.kernels.checks import adjacent, check_dtype
+from bitassay.kernels.device import check_device, check_same_device, is_interpreted, on_device
+from bitassay.kernels.flags import Flag
 
 BLOCK_SIZE = 16  # tokens of a cache block
 _OUTSIDE = Flag()
@@ -56,12 +56,12 @@ def write(  # [T, Hkv, D], [T, Hkv, D], [B, 16, Hkv, D], [B, 16, Hkv, D], [T] ->
     """
     check_dtype(k=k, v=v, k_cache=k_cache, v_cache=v_cache)
     _check(k, v, k_cache, v_cache, slots)
-    launch.check_same_device(k, v, k_cache, v_cache, slots)
-    launch.check_device(launch.interpreted(_write), k.device)
+    check_same_device(k, v, k_cache, v_cache, slots)
+    check_device(is_interpreted(_write), k.device)
     tokens, heads, width = k.shape
     if k.numel() == 0:
         return
-    with launch.on(k.device):
+    with on_device(k.device):
         _write[(tokens,)](
             k.view(torch.int16), v.view(torch.int16), slots,
             k_cache.view(torch.int16), v_cache.view(torch.int16), _OUTSIDE.on(k.device),

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import emulation, launch
+from bitassay.kernels.device import check_device, check_same_device, is_interpreted
+from bitassay.reference.spec.target import emulated_arch
 
 MODEL_DTYPES = (torch.bfloat16, torch.float16)
 
@@ -40,12 +41,12 @@ def check_runs(kernel: object, *tensors: Tensor | None) -> None:
     ValueError for several devices. RuntimeError for compiled kernels on the CPU, and in Triton's
     own interpreter, which rounds otherwise than any GPU.
     """
-    launch.check_same_device(*tensors)
+    check_same_device(*tensors)
     device = next(t.device for t in tensors if t is not None)
-    interpreted = launch.interpreted(kernel)
-    launch.check_device(interpreted, device)
-    if interpreted and emulation.active_arch() is None:
+    interpreted = is_interpreted(kernel)
+    check_device(interpreted, device)
+    if interpreted and emulated_arch() is None:
         raise RuntimeError(
-            "the interpreter computes as NumPy: set BITASSAY_ARCH=sm_90 (or another), or use "
-            "bitassay.kernels.emulation.emulate"
+            "the interpreter computes as NumPy: import bitassay.emulator with BITASSAY_ARCH=sm_90 "
+            "(or another), or use its emulate"
         )

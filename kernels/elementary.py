@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..reference import polynomials
+from bitassay.reference.spec import polynomials
 
 _MAGIC = tl.constexpr(polynomials.MAGIC)
 _LOG2E = tl.constexpr(polynomials.LOG2E)

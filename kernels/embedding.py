@@ -11,8 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import launch
-from .flags import Flag
+from bitassay.kernels.device import check_device, check_same_device, is_interpreted, on_device
+from bitassay.kernels.flags import Flag
 
 _NAN = {torch.bfloat16: 0x7FFF, torch.float16: 0x7FFF, torch.float32: 0x7FFFFFFF}
 _OUTSIDE = Flag()
@@ -50,7 +50,7 @@ def embedding(  # [T], [V, H] -> [T, H]
     raises for it. Raises TypeError or ValueError for other dtypes or shapes.
     """
     _check(ids, weight, out)
-    launch.check_device(launch.interpreted(_embedding), weight.device)
+    check_device(is_interpreted(_embedding), weight.device)
     height, width = ids.shape[0], weight.shape[1]
     if out is None:
         out = torch.empty(height, width, dtype=weight.dtype, device=weight.device)
@@ -59,7 +59,7 @@ def embedding(  # [T], [V, H] -> [T, H]
     block_h = min(triton.next_power_of_2(width), 1024)
     block_t = min(triton.next_power_of_2(height), max(1, 4096 // block_h))
     grid = (triton.cdiv(height, block_t), triton.cdiv(width, block_h))
-    with launch.on(weight.device):
+    with on_device(weight.device):
         _embedding[grid](
             ids, _as_integers(weight), _as_integers(out), _OUTSIDE.on(weight.device),
             height, weight.shape[0], width,
@@ -102,4 +102,4 @@ def _check(ids: Tensor, weight: Tensor, out: Tensor | None) -> None:
             f"out: expected {weight.dtype} {list(shape)} with adjacent columns, found {out.dtype} "
             f"{list(out.shape)} with strides {list(out.stride())}"
         )
-    launch.check_same_device(ids, weight, out)
+    check_same_device(ids, weight, out)

@@ -11,9 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import launch
-from .fingerprint_into import fingerprint_into as fingerprint_into
-from .mix import INFINITY, mix
+from bitassay.kernels.device import check_device, is_interpreted, on_device
+from bitassay.kernels.fingerprint_into import fingerprint_into as fingerprint_into
+from bitassay.kernels.hash import INFINITY, mix
 
 _GRAIN = 8192  # elements a program mixes; in the emulator few programs are quicker than many
 _EMULATED_GRAIN = 1 << 18
@@ -49,8 +49,8 @@ def fingerprint_rows(x: Tensor, columns: int | None = None) -> Tensor:  # [R, D]
         raise TypeError(f"expected float32, bfloat16 or float16, found {x.dtype}")
     if x.dim() != 2 or not 0 <= (x.shape[1] if columns is None else columns) <= x.shape[1]:
         raise ValueError(f"expected [R, D] and columns within D, found {list(x.shape)}, {columns}")
-    interpreted = launch.interpreted(_fingerprint_rows)
-    launch.check_device(interpreted, x.device)
+    interpreted = is_interpreted(_fingerprint_rows)
+    check_device(interpreted, x.device)
     height, width = x.shape[0], x.shape[1] if columns is None else columns
     out = torch.zeros(height, dtype=torch.int64, device=x.device)
     if height == 0 or width == 0:
@@ -59,7 +59,7 @@ def fingerprint_rows(x: Tensor, columns: int | None = None) -> Tensor:  # [R, D]
     block_d = min(triton.next_power_of_2(width), grain // 2)
     block_r = min(triton.next_power_of_2(height), grain // block_d)
     grid = (triton.cdiv(height, block_r), triton.cdiv(width, block_d))
-    with launch.on(x.device):
+    with on_device(x.device):
         _fingerprint_rows[grid](
             x.view(torch.int32 if x.element_size() == 4 else torch.int16), out,
             height, width,
@@ -84,11 +84,11 @@ def fold(fingerprints: Tensor) -> Tensor:  # [R] -> []
     if fingerprints.dtype != torch.int64 or fingerprints.dim() != 1:
         found = f"{fingerprints.dtype} {list(fingerprints.shape)}"
         raise ValueError(f"expected int64 [R], found {found}")
-    launch.check_device(launch.interpreted(_fold), fingerprints.device)
+    check_device(is_interpreted(_fold), fingerprints.device)
     count = fingerprints.shape[0]
     out = torch.zeros(1, dtype=torch.int64, device=fingerprints.device)
     if count:
-        with launch.on(fingerprints.device):
+        with on_device(fingerprints.device):
             _fold[(triton.cdiv(count, 1024),)](
                 fingerprints, out, count, fingerprints.stride(0),
                 BLOCK_R=1024, num_warps=4, enable_fp_fusion=False,

@@ -18,8 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import launch
-from .mix import INFINITY, mix, mix_16
+from bitassay.kernels.device import check_device, check_same_device, is_interpreted, on_device
+from bitassay.kernels.hash import INFINITY, mix, mix_16
 
 MOST = 16  # tensors a launch takes
 _FEW, _MANY = 64, 512  # rows, up to which launches differ
@@ -160,9 +160,9 @@ def fingerprint_into(
     if out.dim() != 2 or slots.dim() != 1:
         found = f"{list(out.shape)} and {list(slots.shape)}"
         raise ValueError(f"expected out [S, O] and slots [R], found {found}")
-    interpreted = launch.interpreted(_fingerprint_into)
-    launch.check_device(interpreted, out.device)
-    launch.check_same_device(out, slots, *rows)
+    interpreted = is_interpreted(_fingerprint_into)
+    check_device(interpreted, out.device)
+    check_same_device(out, slots, *rows)
     count = slots.shape[0]
     # This runs once a layer: what depends on shapes alone is decided once and kept. Of a pointer,
     # the last bits tell whether rows begin at a word.
@@ -170,7 +170,7 @@ def fingerprint_into(
     plans, marks = _plans(layout, count), _marks(tuple(columns), len(rows), out.shape[1])
     if not count:
         return
-    with launch.on(out.device):
+    with on_device(out.device):
         for plan in plans:
             some = shape or (_emulated if interpreted else shape_for)(count, plan.words)
             _fingerprint_into[(triton.cdiv(count, some.rows), len(plan.taken))](

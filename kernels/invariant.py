@@ -21,9 +21,9 @@ from contextlib import AbstractContextManager
 
 import torch
 
-from ..reference.arch import ARCHES
-from ..reference.contract import Contract, default_contract
-from .switch import Coverage, Switch
+from bitassay.kernels.dispatcher_override import Coverage, Switch
+from bitassay.reference.spec.arch import ARCHES
+from bitassay.reference.spec.contract import Contract, default_contract
 
 _VARIABLE = "BITASSAY_BATCH_INVARIANT"
 

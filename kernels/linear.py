@@ -10,11 +10,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..reference.contract import Contract
-from . import launch, tiles
-from .linear_pointer import INTERPRETED, linear_pointer
-from .linear_tma import fits, linear_tma
-from .tiles import Tile
+from bitassay.kernels import tiles
+from bitassay.kernels.device import check_device, check_same_device, on_device
+from bitassay.kernels.linear_pointer import INTERPRETED, linear_pointer
+from bitassay.kernels.linear_tma import fits, linear_tma
+from bitassay.kernels.tiles import Tile
+from bitassay.reference.spec.contract import Contract
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -71,7 +72,7 @@ def accumulate(  # [T, K], [N, K], [N] -> [T, N]
 ) -> Tensor:
     """Return `linear` rounded to the weight's dtype or left in fp32; errors as `linear`."""
     _check(x, weight, bias)
-    launch.check_device(INTERPRETED, x.device, contract.arch)
+    check_device(INTERPRETED, x.device, contract.arch)
     (m, k), n = x.shape, weight.shape[0]
     out = torch.empty(m, n, dtype=weight.dtype if dtype is None else dtype, device=x.device)
     if out.numel() == 0:
@@ -81,7 +82,7 @@ def accumulate(  # [T, K], [N, K], [N] -> [T, N]
         tile = tiles.select(contract.arch, x.dtype, m, n, k, descriptors=descriptors)
     valid = n if vocab_size is None else vocab_size
     bias = None if bias is None else bias.contiguous()
-    with launch.on(x.device):
+    with on_device(x.device):
         if tile.kind == "pointer":
             linear_pointer(x[None], weight[None], bias, out[None], valid, tile)
         elif not descriptors:
@@ -102,10 +103,10 @@ def bmm(x: Tensor, weight: Tensor, *, contract: Contract) -> Tensor:  # [B, M, K
     out = torch.empty(count, m, n, dtype=weight.dtype, device=x.device)
     if count:
         _check(x[0], weight[0], None)
-    launch.check_device(INTERPRETED, x.device, contract.arch)
+    check_device(INTERPRETED, x.device, contract.arch)
     if out.numel():
         tile = tiles.select(contract.arch, x.dtype, m, n, k, descriptors=False)
-        with launch.on(x.device):
+        with on_device(x.device):
             linear_pointer(x, weight, None, out, n, tile)
     return out
 
@@ -124,4 +125,4 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         raise ValueError(
             f"bias: expected {x.dtype} [{weight.shape[0]}], found {bias.dtype} {list(bias.shape)}"
         )
-    launch.check_same_device(x, weight, bias)
+    check_same_device(x, weight, bias)

@@ -7,9 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import launch
-from .product import finish, place
-from .tiles import GROUP, Tile
+from bitassay.kernels.device import is_interpreted
+from bitassay.kernels.matmul_epilogue import finish, place
+from bitassay.kernels.tiles import GROUP, Tile
 
 _MAX_BATCH = 65_535  # of a grid's second axis
 _UNIT = 8  # elements that one 16-byte load brings; Triton itself notices multiples of 16 alone
@@ -108,4 +108,4 @@ def linear_pointer(
         )  # fmt: skip
 
 
-INTERPRETED = launch.interpreted(_linear_pointer)
+INTERPRETED = is_interpreted(_linear_pointer)

@@ -9,9 +9,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import launch
-from .product import finish, place
-from .tiles import GROUP, Tile
+from bitassay.kernels.device import fits_descriptor, make_descriptor, multiprocessors
+from bitassay.kernels.matmul_epilogue import finish, place
+from bitassay.kernels.tiles import GROUP, Tile
 
 
 @triton.jit(do_not_specialize=["steps"])  # as in linear_pointer
@@ -71,11 +71,11 @@ def linear_tma(
     w_block = [tile.block_n, tile.block_k]
     out_block = [tile.block_m, tile.block_n // (1 + tile.halves)]
     stages = tile.stages - (out.element_size() == 4)  # fp32 results take a stage's shared memory
-    _linear_tma[(min(tiles, launch.multiprocessors(x.device) * tile.per_sm),)](
-        launch.descriptor(x, [tile.block_m, tile.block_k]),
-        launch.descriptor(_rows(weight), w_block[::-1] if k_first else w_block),
+    _linear_tma[(min(tiles, multiprocessors(x.device) * tile.per_sm),)](
+        make_descriptor(x, [tile.block_m, tile.block_k]),
+        make_descriptor(_rows(weight), w_block[::-1] if k_first else w_block),
         bias,
-        launch.descriptor(out, out_block),
+        make_descriptor(out, out_block),
         m, n, triton.cdiv(k, tile.block_k), vocab_size,
         BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, GROUP=GROUP,
         SWAP=tile.swap, HALVES=tile.halves, K_FIRST=k_first, HAS_BIAS=bias is not None,
@@ -88,7 +88,7 @@ def fits(x: Tensor, weight: Tensor, out: Tensor) -> bool:
     """Return whether descriptors can hold the operands: 16 bits, rows on 16-byte boundaries."""
     if x.element_size() != 2 or x.shape[1] == 0:
         return False
-    return all(launch.fits_descriptor(t) for t in (x, _rows(weight), out))
+    return all(fits_descriptor(t) for t in (x, _rows(weight), out))
 
 
 def _rows(weight: Tensor) -> Tensor:

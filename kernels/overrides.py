@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..reference.contract import Contract
-from .embedding import embedding
-from .linear import accumulate, bmm
+from bitassay.kernels.embedding import embedding
+from bitassay.kernels.linear import accumulate, bmm
+from bitassay.reference.spec.contract import Contract
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 NOT_COVERED = (

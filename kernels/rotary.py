@@ -11,9 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import launch
-from .checks import adjacent, check_dtype, check_runs, check_shape
-from .flags import Flag
+from bitassay.kernels.checks import adjacent, check_dtype, check_runs, check_shape
+from bitassay.kernels.device import on_device
+from bitassay.kernels.flags import Flag
 
 _OUTSIDE = Flag()
 _HEADS = 8  # a program turns at most so many heads of one token
@@ -101,7 +101,7 @@ def apply(  # [T, Hq, D], [T, Hkv, D], [T], [P, D / 2], [P, D / 2] -> [T, Hq, D]
     block = min(_HEADS, triton.next_power_of_2(max(q_heads, k_heads, 1)))
     programs = triton.cdiv(q_heads, block) + triton.cdiv(k_heads, block)
     if tokens and programs:
-        with launch.on(q.device):
+        with on_device(q.device):
             _rotary[(tokens, programs)](
                 q, k, positions, cos, sin,
                 q_out, k_out, _OUTSIDE.on(q.device),

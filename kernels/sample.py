@@ -12,12 +12,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..reference.contract import Contract
-from . import launch
-from .checks import adjacent
-from .elementary import exp, log
-from .flags import CLEAR, Flag
-from .tree import tree_sum
+from bitassay.kernels.checks import adjacent
+from bitassay.kernels.device import check_device, is_interpreted, on_device
+from bitassay.kernels.elementary import exp, log
+from bitassay.kernels.flags import CLEAR, Flag
+from bitassay.kernels.tree import tree_sum
+from bitassay.reference.spec.contract import Contract
 
 _INTEGERS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
 _INFINITY = {torch.bfloat16: 0x7F80, torch.float16: 0x7C00, torch.float32: 0x7F800000}
@@ -110,11 +110,11 @@ def log_softmax(logits: Tensor, *, contract: Contract) -> Tensor:  # [T, V] -> [
             "expected logits [T, V] with adjacent columns, V at least 1, found "
             f"{list(logits.shape)} with strides {list(logits.stride())}"
         )
-    launch.check_device(launch.interpreted(_log_softmax), logits.device, contract.arch)
+    check_device(is_interpreted(_log_softmax), logits.device, contract.arch)
     height, width = logits.shape
     out = torch.empty(height, width, dtype=torch.float32, device=logits.device)
     if height:
-        with launch.on(logits.device):
+        with on_device(logits.device):
             _log_softmax[(height,)](
                 logits, out, _NO_MAXIMUM.on(logits.device),
                 width,

@@ -11,6 +11,8 @@ from typing import Literal
 
 import torch
 
+from bitassay.reference.spec.arch import family_of
+
 Kind = Literal["pointer", "tma"]
 
 
@@ -161,8 +163,6 @@ _HOPPER_MORE = (
     Tile(128, 256, 64, 8, 3, "tma", halves=True),
 )
 
-_FAMILY = {"sm_80": "ampere", "sm_86": "ampere", "sm_89": "ampere", "sm_90": "hopper"}
-
 
 def select(
     arch: str, dtype: torch.dtype, m: int, n: int, k: int, *, descriptors: bool = True
@@ -178,7 +178,7 @@ def select(
 def candidates(arch: str, dtype: torch.dtype) -> tuple[Tile, ...]:
     """Return every tile of an architecture and dtype: those in use first, then those to time."""
     used = in_use(arch, dtype)
-    more = {"ampere": _AMPERE_MORE, "hopper": _HOPPER_MORE}[_FAMILY[arch]]
+    more = {"ampere": _AMPERE_MORE, "hopper": _HOPPER_MORE}[family_of(arch)]
     return tuple(dict.fromkeys((*used, *(more if dtype != torch.float32 else ()))))
 
 
@@ -189,12 +189,11 @@ def in_use(arch: str, dtype: torch.dtype) -> tuple[Tile, ...]:
 
 
 def _rows(arch: str, dtype: torch.dtype, descriptors: bool) -> tuple[Row, ...]:
-    if arch not in _FAMILY:
-        raise ValueError(f"no tile for architecture {arch!r}: known are {', '.join(_FAMILY)}")
+    family = family_of(arch)
     if dtype == torch.float32:
         return _IEEE
     if dtype not in (torch.bfloat16, torch.float16):
         raise TypeError(f"expected bfloat16, float16 or float32, found {dtype}")
-    if _FAMILY[arch] == "ampere":
+    if family == "ampere":
         return _AMPERE
     return _HOPPER if descriptors else _HOPPER_POINTER

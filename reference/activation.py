@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .elementary import silu
-from .floats import round_to
+from bitassay.reference.elementary import silu
+from bitassay.reference.floats import round_to
 
 
 def silu_and_mul(gate_up: Tensor) -> Tensor:  # [T, 2 * F] -> [T, F]

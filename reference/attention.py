@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .contract import Contract
-from .elementary import exp2
-from .floats import fma, round_to
-from .polynomials import SOFTMAX_SCALE
-from .tensor_core import matmul
-from .tree import tree_sum
+from bitassay.reference.elementary import exp2
+from bitassay.reference.floats import fma, round_to
+from bitassay.reference.spec.contract import Contract
+from bitassay.reference.spec.polynomials import SOFTMAX_SCALE
+from bitassay.reference.tensor_core import matmul
+from bitassay.reference.tree import tree_sum
 
 
 @dataclass

@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .attention import Keys, attend_head
-from .contract import Contract
-from .tensor_core import matmul
+from bitassay.reference.attention import Keys, attend_head
+from bitassay.reference.spec.contract import Contract
+from bitassay.reference.tensor_core import matmul
 
 # Rows whose own keys go through one product, of which all but the diagonal is thrown away.
 _TOGETHER = 32

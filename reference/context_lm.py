@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .checkpoint import (
+from bitassay.reference.checkpoints.checkpoint import (
     Checkpoint,
     CheckpointError,
     config_dtype,
@@ -21,12 +21,12 @@ from .checkpoint import (
     load_checkpoint,
     require,
 )
-from .contract import Contract
-from .decoding import Ids, check_ids, choose
-from .embedding import embedding
-from .fingerprint import fingerprint_rows, fold
-from .linear import lm_head, prepare
-from .trace import TOP, Trace
+from bitassay.reference.decoding import Ids, check_ids, choose
+from bitassay.reference.embedding import embedding
+from bitassay.reference.fingerprint import fingerprint_rows, fold
+from bitassay.reference.linear import lm_head, prepare
+from bitassay.reference.spec.contract import Contract
+from bitassay.reference.trace import TOP, Trace
 
 
 class ContextLM:

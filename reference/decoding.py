@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .floats import bits
-from .sample import greedy, margin_ulps, top_k
-from .trace import TOP
+from bitassay.reference.floats import bits
+from bitassay.reference.sample import greedy, margin_ulps, top_k
+from bitassay.reference.trace import TOP
 
 Ids = Sequence[int] | Tensor
 

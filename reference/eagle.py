@@ -15,17 +15,25 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .checkpoint import Checkpoint, load_checkpoint
-from .contract import DRAFT_DEPTH, Contract
-from .decoding import Ids, check_ids, choose, refuse_nan
-from .eagle_head import EagleHead
-from .eagle_replay import Replayed, blank_drafts, fold_prompt, replay_drafts
-from .fingerprint import fingerprint_rows
-from .generation import Generator, KVCache, Observe, Prints, Progress, Record, batches
-from .model import CausalLM, attend_each, load_model
-from .rounds import draft_count
-from .sample import greedy
-from .trace import Drafts, EagleTrace, Trace
+from bitassay.reference.checkpoints.checkpoint import Checkpoint, load_checkpoint
+from bitassay.reference.decoding import Ids, check_ids, choose, refuse_nan
+from bitassay.reference.eagle_head import EagleHead
+from bitassay.reference.eagle_replay import Replayed, blank_drafts, fold_prompt, replay_drafts
+from bitassay.reference.fingerprint import fingerprint_rows
+from bitassay.reference.generation import (
+    Generator,
+    KVCache,
+    Observe,
+    Prints,
+    Progress,
+    Record,
+    batches,
+)
+from bitassay.reference.model import CausalLM, attend_each, load_model
+from bitassay.reference.sample import greedy
+from bitassay.reference.spec.contract import DRAFT_DEPTH, Contract
+from bitassay.reference.spec.rounds import draft_count
+from bitassay.reference.trace import Drafts, EagleTrace, Trace
 
 
 class Eagle:

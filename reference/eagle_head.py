@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .checkpoint import Checkpoint
-from .eagle_config import EagleConfig
-from .embedding import embedding
-from .generation import Observe
-from .layer import Attend, DecoderLayer, Linear, readiness
-from .linear import lm_head
-from .model import CausalLM
-from .norm import add, add_rms_norm, rms_norm
+from bitassay.reference.checkpoints.checkpoint import Checkpoint
+from bitassay.reference.checkpoints.eagle_config import EagleConfig
+from bitassay.reference.decoder_layer import Attend, DecoderLayer, Linear, readiness
+from bitassay.reference.embedding import embedding
+from bitassay.reference.generation import Observe
+from bitassay.reference.linear import lm_head
+from bitassay.reference.model import CausalLM
+from bitassay.reference.norm import add, add_rms_norm, rms_norm
 
 
 class EagleHead:

@@ -12,16 +12,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .chain_attention import chain_attention
-from .contract import DRAFT_DEPTH, Contract
-from .decoding import refuse_nan
-from .eagle_head import EagleHead
-from .fingerprint import fingerprint_rows, fold
-from .generation import KVCache, Prints
-from .model import attend_each
-from .rounds import draft_count
-from .sample import greedy
-from .trace import Drafts
+from bitassay.reference.chain_attention import chain_attention
+from bitassay.reference.decoding import refuse_nan
+from bitassay.reference.eagle_head import EagleHead
+from bitassay.reference.fingerprint import fingerprint_rows, fold
+from bitassay.reference.generation import KVCache, Prints
+from bitassay.reference.model import attend_each
+from bitassay.reference.sample import greedy
+from bitassay.reference.spec.contract import DRAFT_DEPTH, Contract
+from bitassay.reference.spec.rounds import draft_count
+from bitassay.reference.trace import Drafts
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .decoding import Ids, check_ids, choose
-from .fingerprint import fingerprint_rows, fold
-from .trace import Trace
+from bitassay.reference.decoding import Ids, check_ids, choose
+from bitassay.reference.fingerprint import fingerprint_rows, fold
+from bitassay.reference.trace import Trace
 
 Observe = Callable[[str, Tensor], None]  # called with an operation's name and its rows [R, ...]
 Progress = Callable[[int, int], None]  # called with rows done and rows in all

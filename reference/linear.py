@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import tensor_core
-from .contract import Contract
-from .floats import round_to
+from bitassay.reference import tensor_core
+from bitassay.reference.floats import round_to
+from bitassay.reference.spec.contract import Contract
 
 Weight = Tensor | tensor_core.PreparedWeight
 

@@ -11,16 +11,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .attention import attention
-from .checkpoint import Checkpoint, CheckpointError, load_checkpoint
-from .config import ModelConfig
-from .contract import Contract, operations
-from .decoding import Ids, check_ids
-from .embedding import embedding
-from .generation import Generator, KVCache, Observe
-from .layer import Attend, DecoderLayer, readiness
-from .linear import lm_head
-from .norm import add_rms_norm, rms_norm
+from bitassay.reference.attention import attention
+from bitassay.reference.checkpoints.checkpoint import Checkpoint, CheckpointError, load_checkpoint
+from bitassay.reference.checkpoints.model_config import ModelConfig
+from bitassay.reference.decoder_layer import Attend, DecoderLayer, readiness
+from bitassay.reference.decoding import Ids, check_ids
+from bitassay.reference.embedding import embedding
+from bitassay.reference.generation import Generator, KVCache, Observe
+from bitassay.reference.linear import lm_head
+from bitassay.reference.norm import add_rms_norm, rms_norm
+from bitassay.reference.spec.contract import Contract, operations
 
 __all__ = ["CausalLM", "KVCache", "LlamaForCausalLM", "Qwen3ForCausalLM", "load_model"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .floats import round_to
-from .tree import tree_sum
+from bitassay.reference.floats import round_to
+from bitassay.reference.tree import tree_sum
 
 
 def rms_norm(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:  # [..., D], [D] -> [..., D]

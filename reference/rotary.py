@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .floats import fma, round_to
+from bitassay.reference.floats import fma, round_to
 
 
 def apply(  # [T, Hq, D], [T, Hkv, D], [T], [P, D / 2], [P, D / 2] -> [T, Hq, D], [T, Hkv, D]

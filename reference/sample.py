@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .contract import Contract
-from .elementary import exp, log
-from .floats import bits
-from .tree import tree_sum
+from bitassay.reference.elementary import exp, log
+from bitassay.reference.floats import bits
+from bitassay.reference.spec.contract import Contract
+from bitassay.reference.tree import tree_sum
 
 
 def greedy(logits: Tensor) -> Tensor:  # [T, V] -> [T]

@@ -18,10 +18,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from . import fast
-from .arch import Arch, TensorCore, get_arch
-from .fast import PreparedWeight as PreparedWeight
-from .floats import bits, canonical_nan, exponent, fma, power_of_two, round_to
+from bitassay.reference import tensor_core_fast
+from bitassay.reference.floats import bits, canonical_nan, exponent, fma, power_of_two, round_to
+from bitassay.reference.spec.arch import Arch, TensorCore, get_arch
+from bitassay.reference.tensor_core_fast import PreparedWeight as PreparedWeight
 
 Precision = Literal["tf32", "ieee"]
 
@@ -67,7 +67,7 @@ def matmul(  # [M, K], [K, N], [M, N] -> [M, N]
         if a.dtype == torch.float32:
             a = _cut_to_tf32(a)
             b = b if isinstance(b, PreparedWeight) else _cut_to_tf32(b)
-        for rows, columns, weight in fast.matmul_(a, b, d, core):
+        for rows, columns, weight in tensor_core_fast.matmul_(a, b, d, core):
             _exact_(a[rows], weight, d[rows, columns], core)
         return d
 
@@ -88,7 +88,7 @@ def prepare(
             f"others, found {precision!r} for {weight.dtype}"
         )
     core = tensor_core(arch, weight.dtype)
-    return fast.prepare(_cut_to_tf32(weight) if precision == "tf32" else weight, core)
+    return tensor_core_fast.prepare(_cut_to_tf32(weight) if precision == "tf32" else weight, core)
 
 
 def tensor_core(arch: Arch, dtype: torch.dtype) -> TensorCore:

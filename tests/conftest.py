@@ -16,6 +16,15 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture
+def interpreting() -> None:
+    """Skip unless kernels are interpreted in this run."""
+    import triton
+
+    if not triton.knobs.runtime.interpret:
+        pytest.skip("needs TRITON_INTERPRET=1; this run compiles kernels")
+
+
 @pytest.fixture(scope="session")
 def cuda():
     """The CUDA device; a test that asks for it is skipped, aloud, where there is none."""
@@ -24,3 +33,28 @@ def cuda():
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
     return torch.device("cuda")
+
+
+from bitassay.emulator.fixture import gpu_emulation  # noqa: E402
+from support.golden_fixtures import (  # noqa: E402  (they import what settles triton's mode)
+    folder,
+    generated,
+    make_drafted,
+    make_stream,
+    pairs,
+    provenance,
+    recorded,
+    run,
+)
+
+__all__ = [
+    "folder",
+    "generated",
+    "gpu_emulation",
+    "make_drafted",
+    "make_stream",
+    "pairs",
+    "provenance",
+    "recorded",
+    "run",
+]

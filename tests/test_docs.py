@@ -5,25 +5,24 @@ import io
 import re
 from dataclasses import fields
 from itertools import takewhile
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from typer.main import get_command
 
+from bitassay.cli.app import app
 from bitassay.engine.config import EngineConfig
-from bitassay.golden.cli import app
-from bitassay.golden.compare import compare
-from bitassay.golden.configurations import COUNT, FACTORS, sweep
-from bitassay.golden.store import find_store
-from bitassay.golden.stream import ALL_ARRAYS
+from bitassay.golden.compare.diff import compare
+from bitassay.golden.runs.sweep import COUNT, FACTORS, sweep
+from bitassay.golden.storage.store import find_store
+from bitassay.golden.streams.token_stream import ALL_ARRAYS
 from bitassay.golden.suites import SUITES
-from bitassay.reference.arch import ARCHES
-from bitassay.reference.checkpoint import load_tokenizer
-from bitassay.reference.contract import CONTRACT_VERSION, ORDERS
+from bitassay.reference.checkpoints.checkpoint import load_tokenizer
+from bitassay.reference.spec.arch import ARCHES
+from bitassay.reference.spec.contract import CONTRACT_VERSION, ORDERS
+from support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 
 

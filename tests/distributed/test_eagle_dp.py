@@ -18,12 +18,12 @@ import pytest
 import torch
 
 from bitassay.golden.check import current
-from bitassay.golden.compare import Counts
-from bitassay.golden.device import gpu_arch
-from bitassay.golden.engine_check import run_engine_way
-from bitassay.golden.engine_options import EngineOptions
-from bitassay.golden.engine_way import EngineCheck
-from bitassay.golden.store import find_store
+from bitassay.golden.compare.diff import Counts
+from bitassay.golden.runs.engine_options import EngineOptions
+from bitassay.golden.runs.engine_requests import EngineCheck
+from bitassay.golden.runs.engine_run import run_engine_way
+from bitassay.golden.runs.gpu import gpu_arch
+from bitassay.golden.storage.store import find_store
 
 SUITE, DRAFTS = "eagle-pico", 3
 CPU_ARCH, CPU_PROMPTS, CPU_TOKENS = "sm_90", 3, 8

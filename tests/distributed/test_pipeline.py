@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import re
 import shlex
-from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
 
-from bitassay.golden.cli import app
+from bitassay.cli.app import app
 from bitassay.golden.suites import select
+from support.paths import ROOT
 
 yaml = pytest.importorskip("yaml", reason="needs pyyaml, which the test group installs")
 
-ROOT = Path(__file__).resolve().parents[2]
 PIPELINE = yaml.safe_load((ROOT / ".buildkite" / "pipeline.yml").read_text())
 STEPS: list[dict[str, Any]] = PIPELINE["steps"]
 COMMANDS = [pytest.param(c, id=f"{s['key']}: {c}") for s in STEPS for c in s["commands"]]

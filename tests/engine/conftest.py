@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_llama import write_tiny_llama
+
+from support.tiny_llama import write_tiny_llama
 
 os.environ.setdefault("TRITON_INTERPRET", "1")  # "0" is a run on a GPU: interpreted tests skip
 
-from bitassay.kernels.emulation.fixture import gpu_emulation as _gpu_emulation
-from bitassay.reference.checkpoint import Checkpoint, load_checkpoint
-
-gpu_emulation = _gpu_emulation
+from bitassay.reference.checkpoints.checkpoint import Checkpoint, load_checkpoint
 
 
 @pytest.fixture(scope="session")

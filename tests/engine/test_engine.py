@@ -13,22 +13,22 @@ from typing import Any
 
 import pytest
 import torch
-from fake_runner import FakeModel, FakeRunner
-from same_bits import assert_same_bits
-from tiny_eagle import make_agreeable, write_tiny_eagle
-from tiny_llama import write_tiny_llama
 
 from bitassay.engine.config import EngineConfig
-from bitassay.engine.eagle import EagleHead
 from bitassay.engine.engine import Engine
-from bitassay.engine.model import CausalLM
-from bitassay.engine.request import Output
+from bitassay.engine.models.causal_lm import CausalLM
+from bitassay.engine.models.eagle import EagleHead
+from bitassay.engine.scheduling.request import Output
 from bitassay.engine.trace import EngineDrafts, EngineTrace
-from bitassay.golden.backends import reference_backend
-from bitassay.reference.contract import default_contract
+from bitassay.golden.runs.reference_ops import reference_backend
 from bitassay.reference.eagle import Eagle
-from bitassay.reference.rounds import rounds
+from bitassay.reference.spec.contract import default_contract
+from bitassay.reference.spec.rounds import rounds
 from bitassay.reference.trace import Drafts, EagleTrace
+from support.fake_runner import FakeModel, FakeRunner
+from support.same_bits import assert_same_bits
+from support.tiny_eagle import make_agreeable, write_tiny_eagle
+from support.tiny_llama import write_tiny_llama
 
 CONTRACT = default_contract("sm_90", key_block=16, key_split=32)
 V = 128  # tiny_llama's vocabulary

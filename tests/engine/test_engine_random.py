@@ -8,14 +8,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from fake_runner import FakeModel, FakeRunner
 
-from bitassay.engine.blocks import BLOCK_SIZE, blocks_for
 from bitassay.engine.config import EngineConfig
 from bitassay.engine.engine import Engine
-from bitassay.engine.request import Request
+from bitassay.engine.scheduling.blocks import BLOCK_SIZE, blocks_for
+from bitassay.engine.scheduling.request import Request
 from bitassay.engine.trace import EngineTrace
-from bitassay.reference.rounds import rounds
+from bitassay.reference.spec.rounds import rounds
+from support.fake_runner import FakeModel, FakeRunner
 
 
 class Watched(Engine):

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from faults import Fault
 from rich.console import Console
 from rich.table import Table
 
-from bitassay.golden.compare import Comparison
+from bitassay.golden.compare.diff import Comparison
+from support.planted_faults import Fault
 
 Note = Callable[..., None]
 _ROWS = pytest.StashKey[list[tuple[str, ...]]]()

@@ -6,20 +6,19 @@ oracle generates here. What only a GPU shows is planted there: test_faults_gpu.p
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
-from faults import FAULTS, IDLE_RANK, Fault
-from idle_rank import start
-from trial import Trial, first_check, job_of, oracle
-from wide import NARROW, wide_prompts, write_wide
 
-from bitassay.golden.backends import reference_backend
-from bitassay.golden.stream import TokenStream
-from bitassay.reference.contract import default_contract
+from bitassay.golden.runs.reference_ops import reference_backend
+from bitassay.golden.streams.token_stream import TokenStream
+from bitassay.reference.spec.contract import default_contract
+from support.engine_harness import Trial, first_check, job_of, oracle
+from support.idle_rank import start
+from support.paths import ROOT
+from support.planted_faults import FAULTS, IDLE_RANK, Fault
+from support.wide_suite import NARROW, wide_prompts, write_wide
 
-ROOT = Path(__file__).parents[2]
 ARCH, TOKENS = "sm_90", 10
 # All prompts in one step; or two at a time, so that later ones find blocks of earlier ones.
 TOGETHER: dict[str, Any] = {"backend": "reference", "draft_tokens": 3}

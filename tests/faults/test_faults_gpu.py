@@ -14,18 +14,18 @@ from typing import Any
 
 import pytest
 import torch
-from faults import FAULTS, IDLE_RANK, Fault
-from idle_rank import start
-from trial import Trial, first_check, job_of, oracle
-from wide import SIZES, products_on, wide_prompts, write_wide
 
-from bitassay.engine.backend import kernels_backend
+from bitassay.engine.models.ops import kernels_backend
 from bitassay.golden.check import current
-from bitassay.golden.device import gpu_arch
-from bitassay.golden.store import find_store
-from bitassay.golden.stream import TokenStream
+from bitassay.golden.runs.gpu import gpu_arch
+from bitassay.golden.storage.store import find_store
+from bitassay.golden.streams.token_stream import TokenStream
 from bitassay.kernels.linear_pointer import INTERPRETED
-from bitassay.reference.contract import default_contract
+from bitassay.reference.spec.contract import default_contract
+from support.engine_harness import Trial, first_check, job_of, oracle
+from support.idle_rank import start
+from support.planted_faults import FAULTS, IDLE_RANK, Fault
+from support.wide_suite import SIZES, products_on, wide_prompts, write_wide
 
 pytestmark = [
     pytest.mark.gpu,

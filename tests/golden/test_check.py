@@ -15,13 +15,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bitassay.golden import device, suites
+from bitassay.golden import suites
 from bitassay.golden.errors import GoldenError
 from bitassay.golden.provenance import Confirmation
-from bitassay.golden.store import Store
-from bitassay.golden.ways import Options, Way
+from bitassay.golden.runs import gpu as device
+from bitassay.golden.runs.check_options import Options, Way
+from bitassay.golden.storage.store import Store
 from bitassay.reference import context_lm
-from bitassay.reference.contract import CONTRACT_VERSION
+from bitassay.reference.spec.contract import CONTRACT_VERSION
 
 EQUAL = "6 prompts, 42 tokens, 336 logits, 96 fingerprints; 0 different"
 
@@ -54,7 +55,7 @@ def gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100")
     module = SimpleNamespace(ContextLM=FakeEngine)
-    monkeypatch.setitem(sys.modules, "bitassay.engine.context_lm", module)
+    monkeypatch.setitem(sys.modules, "bitassay.engine.models.context_lm", module)
     machine = Confirmation("NVIDIA H100", "570.1", "3.6.0", "2.11.0", "2025-01-01T00:00:00Z")
     monkeypatch.setattr("bitassay.golden.check.describe_gpu", lambda: machine)
     monkeypatch.setattr(device, "_interpreting", lambda: False)
@@ -148,7 +149,7 @@ def test_the_interpreter_is_recognised(value, expected):
     pytest.importorskip("triton")
     code = (
         "import os, triton.language; os.environ.pop('TRITON_INTERPRET', None); "
-        "from bitassay.golden import device; print(device._interpreting())"
+        "from bitassay.golden.runs import gpu; print(gpu._interpreting())"
     )
     environment = {**os.environ, **({"TRITON_INTERPRET": value} if value else {})}
     command = [sys.executable, "-c", code]
@@ -184,13 +185,13 @@ def test_options_that_do_not_fit_are_refused():
 
 
 def test_a_stale_contract_is_refused(folder, run, monkeypatch):
-    monkeypatch.setattr("bitassay.reference.contract.CONTRACT_VERSION", CONTRACT_VERSION + 1)
+    monkeypatch.setattr("bitassay.reference.spec.contract.CONTRACT_VERSION", CONTRACT_VERSION + 1)
     status, out, err = run("check", "tiny/sm_90")
     assert (status, out) == (2, "")
     assert f"golden tiny/sm_90 was recorded under contract {CONTRACT_VERSION} (" in err
     assert f"this build has contract {CONTRACT_VERSION + 1} (" in err
     command = f"bitassay record tiny/sm_90 --store {folder / 'store'}"
-    assert f'run "{command}" and review the difference' in err
+    assert f"record it again and review the difference: {command}" in err
 
 
 def test_another_model_is_refused(folder, run):
@@ -263,7 +264,7 @@ def test_unknown_names_are_refused(folder, run, command):
     for unfit in ((), ("tiny", "--all")):
         status, _, err = run(command, *unfit)
         assert status == 2
-        assert "name goldens or give --all, one of the two" in err
+        assert "name goldens, or all of them, one of the two" in err
 
 
 def test_a_missing_model_or_store_is_refused(folder, run):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bitassay.golden import oracle
 from bitassay.golden.check import require_current
-from bitassay.golden.compare import compare
-from bitassay.golden.drafts import run_of
-from bitassay.golden.inputs import load_inputs
-from bitassay.golden.store import PACKAGED, Store
+from bitassay.golden.compare.diff import compare
+from bitassay.golden.inputs.suite_inputs import load_inputs
+from bitassay.golden.runs import oracle
+from bitassay.golden.storage.store import PACKAGED, Store
+from bitassay.golden.streams.drafts import run_of
 from bitassay.golden.suites import SUITES, find_suite, select
 
 NAMES = select([], everything=True)
@@ -29,7 +29,7 @@ def test_the_store_is_small():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_is_of_this_contract_model_and_prompts(name):
-    require_current(STORE.read(name), load_inputs(*find_suite(name)).identity)
+    require_current(STORE.read(name), load_inputs(*find_suite(name)).identity, STORE)
 
 
 @pytest.mark.parametrize("arch", SUITES["context-lm"].arches)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
-from tiny_llama import write_tiny_llama
 
-from bitassay.golden import interpreter
-from bitassay.golden.inputs import load_inputs
-from bitassay.golden.store import Store
+from bitassay.golden.inputs.suite_inputs import load_inputs
+from bitassay.golden.runs import interpreter
+from bitassay.golden.storage.store import Store
 from bitassay.golden.suites import find_suite, own_suite
-from bitassay.reference.contract import operations
+from bitassay.reference.spec.contract import operations
+from support.tiny_llama import write_tiny_llama
 
 TEXTS = ("import numpy as np", "d", "def f(x):\n    return [i for i in range(x)]  # and so on, 66.")
 STEPS = 4

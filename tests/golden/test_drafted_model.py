@@ -5,15 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tiny_eagle import write_tiny_eagle
-from tiny_pair import LENGTHS, STEPS, load_pair
 
-from bitassay.golden import journal, literal, oracle, work
-from bitassay.golden.compare import compare
+from bitassay.golden.compare.diff import compare
 from bitassay.golden.errors import GoldenError
-from bitassay.golden.pool import Crew
-from bitassay.golden.store import Store
+from bitassay.golden.runs import oracle, oracle_tasks
+from bitassay.golden.runs.process_pool import Crew
+from bitassay.golden.storage import journal
+from bitassay.golden.storage.store import Store
 from bitassay.reference.eagle import Eagle
+from support.tiny_eagle import write_tiny_eagle
+from support.tiny_pair import LENGTHS, STEPS, load_pair
 
 
 def options(folder: Path, store: Path) -> list[str]:
@@ -54,7 +55,7 @@ def test_no_division_changes_a_bit(pairs, monkeypatch, kind, arch):
     job, facts = inputs.job, inputs.facts
     sequential = oracle.generate(job, facts, silent, sequential=True)
     tokens = sequential.tokens.tolist()
-    monkeypatch.setattr(work, "_REPLAYED_ROWS", 1)
+    monkeypatch.setattr(oracle_tasks, "_REPLAYED_ROWS", 1)
     assert compare(sequential, oracle.replay(job, facts, tokens, silent)).equal
     monkeypatch.setattr(oracle, "_BATCH", 2)
     part = oracle.generate(inputs.first(2, 6), facts, silent)
@@ -155,7 +156,7 @@ def test_what_the_loop_says_is_compared_and_not_its_replay_alone(
     assert difference.step == (None if fault == "fold" else wrong[0])
     assert difference.draft == (None if fault in ("accepted", "fold") else 1)
     assert (difference.arrays == ("accepted",)) == (fault == "accepted")
-    assert literal.LITERAL_DRAFTS == 3
+    assert oracle_tasks.LITERAL_DRAFTS == 3
 
 
 def test_another_head_is_not_checked(pairs, run, tmp_path):

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from bitassay.golden.device import gpu_arch
+from bitassay.golden.runs.gpu import gpu_arch
 
 
 @pytest.mark.gpu
@@ -44,7 +44,7 @@ def test_the_serving_engine_gives_the_goldens_bits(cuda, options):
 
 def check(*arguments: str, what: str = "kernels on the GPU") -> None:
     """In a process of its own: this one may interpret kernels."""
-    command = [sys.executable, "-m", "bitassay.golden", "check", *arguments]
+    command = [sys.executable, "-m", "bitassay", "check", *arguments]
     answer = subprocess.run(command, capture_output=True, text=True)
     assert (answer.returncode, answer.stderr) == (0, "")
     assert f"equal ({what}" in answer.stdout

@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
-from tiny_llama import write_tiny_llama
 
-from bitassay.golden import journal, oracle
-from bitassay.golden.compare import compare
+from bitassay.golden.compare.diff import compare
 from bitassay.golden.errors import GoldenError
-from bitassay.golden.inputs import load_inputs
-from bitassay.golden.store import Store
+from bitassay.golden.inputs.suite_inputs import load_inputs
+from bitassay.golden.runs import oracle
+from bitassay.golden.storage import journal
+from bitassay.golden.storage.store import Store
 from bitassay.golden.suites import own_suite
+from support.tiny_llama import write_tiny_llama
 
 STEPS = 5
 
@@ -114,7 +115,7 @@ def test_the_store_of_the_suites_takes_no_other_models(run, options, monkeypatch
 def test_the_store_of_the_suites_is_known_by_any_path(run, options, tmp_path, monkeypatch, spelt):
     packaged = tmp_path / "store"
     packaged.mkdir()
-    monkeypatch.setattr("bitassay.golden.record_command.PACKAGED", packaged)
+    monkeypatch.setattr("bitassay.cli.record.PACKAGED", packaged)
     (tmp_path / "link").symlink_to(packaged)
     (tmp_path / "inner").symlink_to("link")
     for way in ("option", "variable"):
@@ -137,7 +138,9 @@ def test_a_different_one_needs_accept_and_keeps_what_was_generated(run, options,
     assert "nothing was written; to replace it: the same command with --accept (what was" in out
     assert Store(options[-1]).entry("my-model/sm_90") == before
     assert len(list(Path(options[-1]).glob(".work/*/journal"))) == 1
-    monkeypatch.setattr("bitassay.golden.work._generate", None)  # nothing is generated again
+    monkeypatch.setattr(
+        "bitassay.golden.runs.oracle_tasks._generate", None
+    )  # nothing is generated again
     status, out, err = run("record", *options, *tokens(), "--arch", "sm_90", "--accept")
     assert status == 0
     assert "written, digest" in out
@@ -214,7 +217,7 @@ def test_an_interrupt_says_whether_anything_is_kept(run, options, monkeypatch, n
 
     monkeypatch.setattr(journal.Journal, "_append", interrupted)
     if not kept:
-        monkeypatch.setattr("bitassay.golden.oracle.run", raises(KeyboardInterrupt))
+        monkeypatch.setattr("bitassay.golden.runs.oracle.run", raises(KeyboardInterrupt))
     status, _, err = run("record", *options, *tokens(), "--arch", "sm_90")
     assert status == 130
     assert ("the same command goes on from here" in err) == (kept and noted > 0)
@@ -244,10 +247,10 @@ def test_another_model_or_length_is_not_checked(run, options, own):
     assert status == 2
     assert "was recorded with another model (" in err
     again = "record --model DIR --prompts FILE --max-tokens 5 --name my-model --arch sm_90 --store"
-    assert f'run "bitassay {again} {options[-1]}" and review' in err
+    assert f"and review the difference: bitassay {again} {options[-1]}" in err
     status, _, err = run("check", "other/sm_90", *options)
     assert status == 2
-    assert "record it with: bitassay record --model DIR --prompts FILE" in err
+    assert "record it: bitassay record --model DIR --prompts FILE" in err
     assert f"--name other --arch sm_90 --store {options[-1]}" in err
 
 

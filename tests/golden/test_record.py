@@ -10,16 +10,17 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
-from bitassay.golden import oracle, record, suites
-from bitassay.golden.compare import compare
+from bitassay.golden import record, suites
+from bitassay.golden.compare.diff import compare
 from bitassay.golden.errors import GoldenError
-from bitassay.golden.inputs import load_inputs
+from bitassay.golden.inputs.suite_inputs import load_inputs
 from bitassay.golden.record import Request
-from bitassay.golden.store import Store
-from bitassay.golden.stream import ARRAYS
+from bitassay.golden.runs import oracle
+from bitassay.golden.storage.store import Store
+from bitassay.golden.streams.token_stream import ARRAYS
 from bitassay.golden.suites import find_suite
 from bitassay.reference.context_lm import ContextLM
-from bitassay.reference.contract import default_contract
+from bitassay.reference.spec.contract import default_contract
 
 
 def silent(done: int, total: int) -> None:
@@ -120,7 +121,7 @@ def test_other_prompts_cannot_be_compared_and_are_different(folder, run):
 
 def test_equal_bits_under_another_contract_are_not_equal(folder, run, monkeypatch):
     """The bits agree, but the golden would be stale: a check refuses it, so record says so."""
-    monkeypatch.setattr("bitassay.reference.contract.ORDERS", {"linear": "another order"})
+    monkeypatch.setattr("bitassay.reference.spec.contract.ORDERS", {"linear": "another order"})
     status, out, _ = run("record", "tiny/sm_89")
     assert status == 1
     assert "tiny/sm_89: equal (generated step by step" in out

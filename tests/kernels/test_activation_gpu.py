@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from draw import KINDS, matrix
-from many_rows import many
-from same_bits import assert_same_bits
 
 from bitassay.kernels.activation import silu_and_mul
 from bitassay.kernels.linear_pointer import INTERPRETED
 from bitassay.reference import activation as reference
+from support.hard_matrices import KINDS, matrix
+from support.many_rows import many
+from support.same_bits import assert_same_bits
 
 pytestmark = [
     pytest.mark.gpu,

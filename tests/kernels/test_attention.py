@@ -7,16 +7,17 @@ import functools
 
 import pytest
 import torch
-from attention_cases import FINITE, Batch, Drawn, Shape, batch, of_lengths, sequence
-from same_bits import assert_same_bits
 from torch import Tensor
 
+from bitassay.emulator import emulate
 from bitassay.kernels import attention_tiles as tiles
 from bitassay.kernels.attention import attention, paged_attention
 from bitassay.kernels.attention_tiles import AttentionTile
-from bitassay.kernels.emulation import emulate
 from bitassay.reference import attention as reference
-from bitassay.reference.contract import Contract, default_contract
+from bitassay.reference.spec.arch import family_of
+from bitassay.reference.spec.contract import Contract, default_contract
+from support.attention_cases import FINITE, Batch, Drawn, Shape, batch, of_lengths, sequence
+from support.same_bits import assert_same_bits
 
 pytestmark = pytest.mark.usefixtures("interpreting")
 
@@ -56,7 +57,7 @@ def test_a_mixed_batch(gpu_emulation: str, dtype: torch.dtype, head_dim: int) ->
 def test_the_mixed_batch_takes_both_ways(gpu_emulation: str, monkeypatch) -> None:
     """Long sequences walk all splits in one program and short ones do not, in one call."""
     monkeypatch.setattr(tiles, "FEW_ROWS", 16)
-    monkeypatch.setitem(tiles._CHUNK, tiles._family(gpu_emulation), WHOLE)
+    monkeypatch.setitem(tiles._CHUNK, family_of(gpu_emulation), WHOLE)
     drawn, expected = every_length(gpu_emulation, SMALL)
     got = paged_attention(*drawn.arguments, contract=short(gpu_emulation))
     assert_same_bits(got, expected)

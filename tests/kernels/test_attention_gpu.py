@@ -6,17 +6,17 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from attention_cases import FINITE, Batch, Drawn, Shape, batch, random_sequence, sequence
-from oracle_pool import OraclePool
-from same_bits import assert_same_bits
 from torch import Tensor
 
 from bitassay.kernels import attention_tiles as tiles
 from bitassay.kernels.attention import attention, paged_attention
 from bitassay.kernels.attention_split import INTERPRETED
 from bitassay.reference import attention as reference
-from bitassay.reference.arch import ARCHES
-from bitassay.reference.contract import Contract, default_contract
+from bitassay.reference.spec.arch import ARCHES
+from bitassay.reference.spec.contract import Contract, default_contract
+from support.attention_cases import FINITE, Batch, Drawn, Shape, batch, random_sequence, sequence
+from support.oracle_pool import OraclePool
+from support.same_bits import assert_same_bits
 
 pytestmark = [
     pytest.mark.gpu,

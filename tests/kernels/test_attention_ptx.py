@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from compiled import Found, compiled_by
 
 from bitassay.kernels import attention_tiles as tiles
 from bitassay.kernels.attention_split import _TOGETHER
 from bitassay.kernels.attention_tiles import AttentionTile
-from bitassay.reference.arch import get_arch
+from bitassay.reference.spec.arch import get_arch
+from support.compiled_kernels import Found, compiled_by
 
 KEY_BLOCK = 64
 

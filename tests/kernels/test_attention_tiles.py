@@ -7,7 +7,7 @@ from dataclasses import FrozenInstanceError
 import pytest
 
 from bitassay.kernels import attention_tiles as tiles
-from bitassay.reference.arch import ARCHES
+from bitassay.reference.spec.arch import ARCHES
 
 
 @pytest.mark.parametrize("arch", ARCHES)
@@ -53,7 +53,7 @@ def test_unknown_is_refused() -> None:
         lambda: tiles.many("sm_70", 1, 1.0),
         lambda: tiles.candidates("sm_70"),
     ):
-        with pytest.raises(ValueError, match="no tile for architecture 'sm_70': known are sm_80"):
+        with pytest.raises(ValueError, match="unknown architecture 'sm_70': known are sm_80"):
             ask()
 
 

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from draw import matrix
-from same_bits import assert_same_bits
 from torch import Tensor
 
 from bitassay.kernels import cache
 from bitassay.kernels.cache import BLOCK_SIZE, write
+from support.hard_matrices import matrix
+from support.same_bits import assert_same_bits
 
 pytestmark = pytest.mark.usefixtures("interpreting")
 

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from draw import matrix
-from same_bits import assert_same_bits, patterns
 
 from bitassay.kernels import embedding as module
 from bitassay.kernels.embedding import embedding
 from bitassay.reference import embedding as reference
+from support.hard_matrices import matrix
+from support.same_bits import assert_same_bits, patterns
 
 pytestmark = pytest.mark.usefixtures("interpreting")
 

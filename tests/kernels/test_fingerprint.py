@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from draw import matrix
-from same_bits import assert_same_bits, patterns
 
 from bitassay.kernels import fingerprint as module
 from bitassay.kernels.fingerprint import fingerprint_rows, fold
 from bitassay.reference import fingerprint as reference
+from support.hard_matrices import matrix
+from support.same_bits import assert_same_bits, patterns
 
 pytestmark = pytest.mark.usefixtures("interpreting")
 

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from draw import matrix
-from loose import loose
-from same_bits import assert_same_bits, from_patterns
 from torch import Tensor
 
 from bitassay.kernels import fingerprint_into as module
 from bitassay.kernels.fingerprint import fingerprint_rows
 from bitassay.kernels.fingerprint_into import MOST, Shape, fingerprint_into, shape_for
 from bitassay.reference import fingerprint as reference
+from support.hard_matrices import matrix
+from support.same_bits import assert_same_bits, from_patterns
+from support.strided import loose
 
 pytestmark = pytest.mark.usefixtures("interpreting")
 

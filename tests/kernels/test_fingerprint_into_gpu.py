@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from draw import matrix
-from same_bits import assert_same_bits
 from torch import Tensor
 
 from bitassay.kernels.fingerprint_into import Shape, fingerprint_into
 from bitassay.kernels.linear_pointer import INTERPRETED
 from bitassay.reference import fingerprint as reference
+from support.hard_matrices import matrix
+from support.same_bits import assert_same_bits
 
 pytestmark = [
     pytest.mark.gpu,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from compiled import Found, compiled_by
 
-from bitassay.reference.arch import get_arch
+from bitassay.reference.spec.arch import get_arch
+from support.compiled_kernels import Found, compiled_by
 
 
 @pytest.fixture(scope="module", params=["sm_89", "sm_90"])

@@ -11,15 +11,15 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 import torch.nn.functional as F
-from draw import matrix
-from same_bits import assert_same_bits
 from torch import Tensor
 
 from bitassay.kernels import embedding
-from bitassay.kernels.switch import Switch
-from bitassay.reference.contract import Contract, default_contract
+from bitassay.kernels.dispatcher_override import Switch
 from bitassay.reference.linear import linear as reference
+from bitassay.reference.spec.contract import Contract, default_contract
 from bitassay.reference.tensor_core import matmul
+from support.hard_matrices import matrix
+from support.same_bits import assert_same_bits
 
 pytestmark = pytest.mark.usefixtures("interpreting")
 

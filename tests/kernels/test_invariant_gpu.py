@@ -7,12 +7,12 @@ import threading
 import pytest
 import torch
 import torch.nn.functional as F
-from draw import matrix
-from same_bits import assert_same_bits
 
 from bitassay.kernels.invariant import _contract_of, batch_invariant, describe
 from bitassay.kernels.linear_pointer import INTERPRETED
 from bitassay.reference.linear import linear as reference
+from support.hard_matrices import matrix
+from support.same_bits import assert_same_bits
 
 pytestmark = [
     pytest.mark.gpu,

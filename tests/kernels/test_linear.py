@@ -9,18 +9,18 @@ import sys
 
 import pytest
 import torch
-from draw import KINDS, matrix
-from matmul_cases import mixed
-from same_bits import assert_same_bits
 from torch import Tensor
 
+from bitassay.emulator import emulate
 from bitassay.kernels import tiles
-from bitassay.kernels.emulation import emulate
 from bitassay.kernels.linear import bmm, linear, lm_head
 from bitassay.kernels.tiles import Tile
 from bitassay.reference import linear as reference
-from bitassay.reference.contract import default_contract
 from bitassay.reference.floats import canonical_nan
+from bitassay.reference.spec.contract import default_contract
+from support.hard_matrices import KINDS, matrix
+from support.matmul_cases import mixed
+from support.same_bits import assert_same_bits
 
 pytestmark = pytest.mark.usefixtures("interpreting")
 
@@ -204,7 +204,9 @@ def test_another_architecture_than_the_emulated_is_refused(gpu_emulation: str) -
 
 def test_tritons_own_interpreter_is_refused() -> None:
     x = torch.ones(1, 16).bfloat16()
-    with pytest.raises(RuntimeError, match="computes as NumPy: set BITASSAY_ARCH=sm_90"):
+    with pytest.raises(
+        RuntimeError, match="computes as NumPy: import bitassay.emulator with"
+    ):
         linear(x, x, contract=default_contract("sm_90"))
 
 
@@ -212,7 +214,7 @@ def test_compiled_kernels_refuse_the_cpu() -> None:
     code = (
         "import torch\n"
         "from bitassay.kernels.linear import linear\n"
-        "from bitassay.reference.contract import default_contract\n"
+        "from bitassay.reference.spec.contract import default_contract\n"
         "x = torch.ones(1, 16).bfloat16()\n"
         "linear(x, x, contract=default_contract('sm_90'))"
     )

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
-from draw import KINDS, matrix
-from matmul_cases import mixed
-from same_bits import assert_same_bits
 
-from bitassay.kernels import launch, tiles
+from bitassay.kernels import tiles
+from bitassay.kernels.device import multiprocessors
 from bitassay.kernels.linear import bmm, linear, lm_head
 from bitassay.kernels.linear_pointer import INTERPRETED
 from bitassay.reference import linear as reference
-from bitassay.reference.arch import ARCHES
-from bitassay.reference.contract import Contract, default_contract
 from bitassay.reference.floats import canonical_nan
+from bitassay.reference.spec.arch import ARCHES
+from bitassay.reference.spec.contract import Contract, default_contract
+from support.hard_matrices import KINDS, matrix
+from support.matmul_cases import mixed
+from support.same_bits import assert_same_bits
 
 pytestmark = [
     pytest.mark.gpu,
@@ -144,4 +145,4 @@ def test_inside_a_cuda_graph(contract: Contract, cuda: torch.device) -> None:
     static.copy_(x)
     graph.replay()
     assert_same_bits(out, want)
-    assert launch.multiprocessors(x.device) > 1
+    assert multiprocessors(x.device) > 1

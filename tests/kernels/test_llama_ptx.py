@@ -7,9 +7,9 @@ contracted any, the second count would be smaller.
 from __future__ import annotations
 
 import pytest
-from compiled import Found, compiled_by
 
-from bitassay.reference.arch import get_arch
+from bitassay.reference.spec.arch import get_arch
+from support.compiled_kernels import Found, compiled_by
 
 KERNELS = {"_silu_and_mul", "_rms_norm", "_rotary", "_write", "_log_softmax"}
 

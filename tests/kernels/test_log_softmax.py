@@ -6,13 +6,13 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from draw import matrix
-from same_bits import assert_same_bits
 
 from bitassay.kernels import sample
 from bitassay.kernels.sample import log_softmax
 from bitassay.reference import sample as reference
-from bitassay.reference.contract import default_contract
+from bitassay.reference.spec.contract import default_contract
+from support.hard_matrices import matrix
+from support.same_bits import assert_same_bits
 
 pytestmark = pytest.mark.usefixtures("interpreting")
 

@@ -6,15 +6,15 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from draw import matrix
-from same_bits import assert_same_bits
 
 from bitassay.kernels import sample
 from bitassay.kernels.linear_pointer import INTERPRETED
 from bitassay.kernels.sample import log_softmax
 from bitassay.reference import sample as reference
-from bitassay.reference.arch import ARCHES
-from bitassay.reference.contract import Contract, default_contract
+from bitassay.reference.spec.arch import ARCHES
+from bitassay.reference.spec.contract import Contract, default_contract
+from support.hard_matrices import matrix
+from support.same_bits import assert_same_bits
 
 pytestmark = [
     pytest.mark.gpu,

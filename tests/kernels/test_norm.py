@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from draw import KINDS, matrix
-from matmul_cases import mixed
-from same_bits import assert_same_bits
 from torch import Tensor
 
 from bitassay.kernels.norm import Shape, add_rms_norm, rms_norm, shape_for
 from bitassay.reference import norm as reference
+from support.hard_matrices import KINDS, matrix
+from support.matmul_cases import mixed
+from support.same_bits import assert_same_bits
 
 pytestmark = pytest.mark.usefixtures("interpreting")
 
@@ -137,7 +137,9 @@ def test_what_does_not_fit_is_refused(gpu_emulation: str) -> None:
 
 def test_tritons_own_interpreter_is_refused() -> None:
     x = torch.ones(1, 16).bfloat16()
-    with pytest.raises(RuntimeError, match="computes as NumPy: set BITASSAY_ARCH"):
+    with pytest.raises(
+        RuntimeError, match="computes as NumPy: import bitassay.emulator with"
+    ):
         rms_norm(x, x[0], eps=EPS)
 
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from draw import KINDS, matrix
-from many_rows import many
-from matmul_cases import mixed
-from same_bits import assert_same_bits
 from torch import Tensor
 
 from bitassay.kernels.linear_pointer import INTERPRETED
 from bitassay.kernels.norm import Shape, add_rms_norm, rms_norm
 from bitassay.reference import norm as reference
+from support.hard_matrices import KINDS, matrix
+from support.many_rows import many
+from support.matmul_cases import mixed
+from support.same_bits import assert_same_bits
 
 pytestmark = [
     pytest.mark.gpu,

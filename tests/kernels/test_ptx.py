@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from compiled import Found, compiled_by
 
 from bitassay.kernels import tiles
 from bitassay.kernels.tiles import Tile
-from bitassay.reference.arch import get_arch
+from bitassay.reference.spec.arch import get_arch
+from support.compiled_kernels import Found, compiled_by
 
 
 @pytest.fixture(scope="module", params=["sm_89", "sm_90"])

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from draw import KINDS, matrix
-from matmul_cases import mixed
-from same_bits import assert_same_bits
 
-from bitassay.kernels.residual import add
+from bitassay.kernels.norm import add
 from bitassay.reference import norm as reference
+from support.hard_matrices import KINDS, matrix
+from support.matmul_cases import mixed
+from support.same_bits import assert_same_bits
 
 pytestmark = pytest.mark.usefixtures("interpreting")
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from draw import KINDS, matrix
-from same_bits import assert_same_bits
 
-from bitassay.kernels.launch import interpreted
-from bitassay.kernels.residual import _add, add
+from bitassay.kernels.device import is_interpreted
+from bitassay.kernels.norm import _add, add
 from bitassay.reference import norm as reference
+from support.hard_matrices import KINDS, matrix
+from support.same_bits import assert_same_bits
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(interpreted(_add), reason="needs compiled kernels: TRITON_INTERPRET=0"),
+    pytest.mark.skipif(is_interpreted(_add), reason="needs compiled kernels: TRITON_INTERPRET=0"),
 ]
 
 

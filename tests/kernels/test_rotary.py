@@ -6,15 +6,15 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from draw import KINDS, matrix
-from matmul_cases import mixed
-from same_bits import assert_same_bits, patterns
 from torch import Tensor
 
 from bitassay.kernels import rotary
 from bitassay.kernels.rotary import apply
 from bitassay.reference import rotary as reference
-from bitassay.reference.rotary_table import RotaryTable
+from bitassay.reference.spec.rotary_table import RotaryTable
+from support.hard_matrices import KINDS, matrix
+from support.matmul_cases import mixed
+from support.same_bits import assert_same_bits, patterns
 
 pytestmark = pytest.mark.usefixtures("interpreting")
 

@@ -6,15 +6,15 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from draw import KINDS, matrix
-from many_rows import many
-from same_bits import assert_same_bits, patterns
 
 from bitassay.kernels import rotary
 from bitassay.kernels.linear_pointer import INTERPRETED
 from bitassay.kernels.rotary import apply
 from bitassay.reference import rotary as reference
-from bitassay.reference.rotary_table import RotaryTable
+from bitassay.reference.spec.rotary_table import RotaryTable
+from support.hard_matrices import KINDS, matrix
+from support.many_rows import many
+from support.same_bits import assert_same_bits, patterns
 
 pytestmark = [
     pytest.mark.gpu,

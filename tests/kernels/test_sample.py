@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from draw import matrix
-from same_bits import assert_same_bits, from_patterns
 
 from bitassay.kernels import sample
 from bitassay.kernels.flags import Flag
 from bitassay.reference import sample as reference
+from support.hard_matrices import matrix
+from support.same_bits import assert_same_bits, from_patterns
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 KINDS = ("normal", "ties", "wide", "subnormal", "sparse")

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from attention_cases import Shape, batch, of_lengths
-from draw import matrix
-from loose import loose
-from same_bits import assert_same_bits
 
 from bitassay.kernels import cache, rotary
 from bitassay.kernels.attention import paged_attention
@@ -16,8 +12,12 @@ from bitassay.kernels.norm import add_rms_norm
 from bitassay.reference import attention as reference_attention
 from bitassay.reference import norm as reference_norm
 from bitassay.reference import rotary as reference_rotary
-from bitassay.reference.contract import default_contract
-from bitassay.reference.rotary_table import RotaryTable
+from bitassay.reference.spec.contract import default_contract
+from bitassay.reference.spec.rotary_table import RotaryTable
+from support.attention_cases import Shape, batch, of_lengths
+from support.hard_matrices import matrix
+from support.same_bits import assert_same_bits
+from support.strided import loose
 
 pytestmark = pytest.mark.usefixtures("interpreting")
 BF16 = torch.bfloat16

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 
 import pytest
 import torch
 
 from bitassay.kernels import tiles
-from bitassay.reference.arch import ARCHES
+from bitassay.reference.spec.arch import ARCHES, emulation_of, family_of, get_arch
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -53,12 +53,21 @@ def test_large_products_of_hopper_go_through_descriptors() -> None:
 
 
 def test_unknown_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"no tile for architecture 'sm_70': known are sm_80"):
+    with pytest.raises(ValueError, match=r"unknown architecture 'sm_70': known are sm_80"):
         tiles.select("sm_70", torch.bfloat16, 1, 16, 16)
     with pytest.raises(TypeError, match="found torch.float64"):
         tiles.select("sm_90", torch.float64, 1, 16, 16)
-    with pytest.raises(ValueError, match="no tile for architecture"):
+    with pytest.raises(ValueError, match="unknown architecture"):
         tiles.candidates("sm_70", torch.bfloat16)
+
+
+def test_an_architecture_without_tiles_is_refused_by_name() -> None:
+    """A new record is nobody's relative until somebody says so."""
+    newer = replace(get_arch("sm_90"), name="sm_100", family=None, emulation=None)
+    with pytest.raises(ValueError, match="no tile for architecture 'sm_100': known are sm_80, "):
+        family_of(newer)
+    with pytest.raises(ValueError, match="cannot emulate 'sm_100': known are sm_89, sm_90"):
+        emulation_of(newer)
 
 
 def test_a_tile_is_data() -> None:

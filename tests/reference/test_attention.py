@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
-import twin
-import twin_operations as op
-from draw import matrix
-from same_bits import assert_same_bits, from_patterns, patterns
 from torch import Tensor
 
 from bitassay.reference import attention as module
 from bitassay.reference.attention import attention, paged_attention
-from bitassay.reference.contract import Contract, default_contract
-from bitassay.reference.polynomials import SOFTMAX_SCALE
+from bitassay.reference.spec.contract import Contract, default_contract
+from bitassay.reference.spec.polynomials import SOFTMAX_SCALE
 from bitassay.reference.tensor_core import matmul
+from support.hard_matrices import matrix
+from support.naive import operations as op
+from support.naive import tensor_core as twin
+from support.same_bits import assert_same_bits, from_patterns, patterns
 
 KIND = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 UNITS = [(arch, dtype) for arch in ("sm_89", "sm_90") for dtype in KIND]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from same_bits import assert_same_bits
 
 from bitassay.reference.attention import attention
 from bitassay.reference.chain_attention import chain_attention
-from bitassay.reference.contract import default_contract
+from bitassay.reference.spec.contract import default_contract
+from support.same_bits import assert_same_bits
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

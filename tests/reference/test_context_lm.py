@@ -10,18 +10,18 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bitassay.reference.checkpoint import (
+from bitassay.reference.checkpoints.checkpoint import (
     Checkpoint,
     CheckpointError,
     load_checkpoint,
     load_tokenizer,
 )
 from bitassay.reference.context_lm import ContextLM
-from bitassay.reference.contract import default_contract, operations
 from bitassay.reference.sample import greedy
+from bitassay.reference.spec.contract import default_contract, operations
 from bitassay.reference.trace import Trace
+from support.paths import GOLDEN
 
-GOLDEN = Path(__file__).parents[2] / "golden"
 REAL = GOLDEN / "models" / "context-lm"
 ARCHES = ("sm_89", "sm_90")
 VOCAB, CONTEXT, SIZE, PAD = 24, 3, 5, 2

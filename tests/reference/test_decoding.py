@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-import twin
-from draw import matrix
-from same_bits import patterns
 
 from bitassay.reference.decoding import check_ids, choose
+from support.hard_matrices import matrix
+from support.naive import tensor_core as twin
+from support.same_bits import patterns
 
 FORMATS = {torch.bfloat16: twin.BF16, torch.float16: twin.FP16, torch.float32: twin.FP32}
 

@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_eagle import make_agreeable, write_tiny_eagle
-from tiny_llama import write_tiny_llama
-from twin_eagle import TwinEagle
 
 from bitassay.reference import eagle_replay, generation
-from bitassay.reference.checkpoint import load_checkpoint
-from bitassay.reference.contract import DRAFT_DEPTH, default_contract, draft_operations
+from bitassay.reference.checkpoints.checkpoint import load_checkpoint
 from bitassay.reference.eagle import Eagle
-from bitassay.reference.rounds import rounds
+from bitassay.reference.spec.contract import DRAFT_DEPTH, default_contract, draft_operations
+from bitassay.reference.spec.rounds import rounds
 from bitassay.reference.trace import EagleTrace
+from support.naive.eagle import TwinEagle
+from support.tiny_eagle import make_agreeable, write_tiny_eagle
+from support.tiny_llama import write_tiny_llama
 
 SMALL: dict[str, Any] = {
     "vocab_size": 48,

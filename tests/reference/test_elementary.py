@@ -7,20 +7,21 @@ import itertools
 import math
 import random
 import sys
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
-import twin
-import twin_operations as op
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from same_bits import assert_same_bits, from_patterns, patterns
-from twin_rotary import mp, to_fp32, value
 
-from bitassay.reference import elementary, polynomials
+from bitassay.reference import elementary
 from bitassay.reference.attention import SOFTMAX_SCALE
+from bitassay.reference.spec import polynomials
+from support.naive import operations as op
+from support.naive import tensor_core as twin
+from support.naive.rotary import mp, to_fp32, value
+from support.paths import TOOLS
+from support.same_bits import assert_same_bits, from_patterns, patterns
 
 SIGN, INFINITY, NAN = 0x80000000, 0x7F800000, 0x7FFFFFFF
 FUNCTIONS = ("exp2", "exp", "log", "silu")
@@ -161,7 +162,7 @@ BOUNDS = {
 @pytest.fixture(scope="module")
 def errors() -> ModuleType:
     """The script that measures errors: its arithmetic on a sample is what is tested here."""
-    path = Path(__file__).parents[1] / "hardware" / "elementary_errors.py"
+    path = TOOLS / "hardware" / "elementary_errors.py"
     spec = importlib.util.spec_from_file_location("elementary_errors", path)
     assert spec
     assert spec.loader

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from draw import matrix
-from same_bits import assert_same_bits
 
 from bitassay.reference.embedding import embedding
+from support.hard_matrices import matrix
+from support.same_bits import assert_same_bits
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2]
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from draw import ADDENDS, KINDS, addend, matrix, specials
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from matmul_cases import DTYPES, PRECISION, TENSOR_CORES, UNITS, by_steps, ordinary
-from same_bits import assert_same_bits
 from torch import Tensor
 
 from bitassay.reference import tensor_core
-from bitassay.reference.arch import get_arch
+from bitassay.reference.spec.arch import get_arch
 from bitassay.reference.tensor_core import matmul, prepare
+from support.hard_matrices import ADDENDS, KINDS, addend, matrix, specials
+from support.matmul_cases import DTYPES, PRECISION, TENSOR_CORES, UNITS, by_steps, ordinary
+from support.same_bits import assert_same_bits
 
 every_core = pytest.mark.parametrize(("arch", "kind"), TENSOR_CORES)
 WIDE_RANGE = [(arch, kind) for arch in ("sm_89", "sm_90") for kind in ("bf16", "tf32")]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-import twin
-from draw import KINDS, matrix
-from same_bits import from_patterns, patterns
 
 from bitassay.reference.fingerprint import fingerprint_rows, fold
+from support.hard_matrices import KINDS, matrix
+from support.naive import tensor_core as twin
+from support.same_bits import from_patterns, patterns
 
 FORMATS = {torch.bfloat16: twin.BF16, torch.float16: twin.FP16, torch.float32: twin.FP32}
 every_dtype = pytest.mark.parametrize("dtype", list(FORMATS))

@@ -7,11 +7,8 @@ from itertools import product
 
 import pytest
 import torch
-import twin
-from draw import KINDS, matrix, specials
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from same_bits import assert_same_bits, from_patterns, patterns
 from torch import Tensor
 
 from bitassay.reference.floats import (
@@ -23,6 +20,9 @@ from bitassay.reference.floats import (
     power_of_two,
     round_to,
 )
+from support.hard_matrices import KINDS, matrix, specials
+from support.naive import tensor_core as twin
+from support.same_bits import assert_same_bits, from_patterns, patterns
 
 FORMATS = {
     torch.float32: twin.FP32,

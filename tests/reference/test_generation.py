@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_llama import write_tiny_llama
 from torch import Tensor
 
 from bitassay.reference import generation
-from bitassay.reference.checkpoint import load_checkpoint
-from bitassay.reference.contract import default_contract
+from bitassay.reference.checkpoints.checkpoint import load_checkpoint
 from bitassay.reference.generation import KVCache, batches
 from bitassay.reference.model import CausalLM, load_model
+from bitassay.reference.spec.contract import default_contract
 from bitassay.reference.trace import Trace
+from support.tiny_llama import write_tiny_llama
 
 SMALL: dict[str, Any] = {"vocab_size": 48, "hidden_size": 32, "intermediate_size": 40}
 BLOCKS = {"key_block": 16, "key_split": 32}
@@ -169,7 +169,7 @@ def test_sharding_and_a_tied_table_stored_twice_change_nothing(tmp_path: Path) -
 
 
 def test_prepared_weights_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bitassay.reference import layer as module
+    from bitassay.reference import decoder_layer as module
 
     path = write_tiny_llama(tmp_path, **SMALL)
     contract = default_contract("sm_89")

@@ -12,16 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import twin
-from same_bits import assert_same_bits, patterns
 from torch import Tensor
 
-from bitassay.reference.arch import get_arch
+from bitassay.reference.spec.arch import get_arch
 from bitassay.reference.tensor_core import dot_add, matmul, tensor_core
+from support.naive import tensor_core as twin
+from support.paths import ROOT
+from support.same_bits import assert_same_bits, patterns
 
 FOLDER = Path(
-    os.environ.get("BITASSAY_HARDWARE_VECTORS")
-    or Path(__file__).resolve().parents[3] / "shared" / "hardware_vectors"
+    os.environ.get("BITASSAY_HARDWARE_VECTORS") or ROOT.parent / "shared" / "hardware_vectors"
 )
 pytestmark = pytest.mark.skipif(
     not FOLDER.is_dir(),

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
-import twin
-from draw import KINDS, matrix
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from same_bits import assert_same_bits, from_patterns, patterns
 from torch import Tensor
 
 from bitassay.reference import linear as module
-from bitassay.reference.contract import default_contract
 from bitassay.reference.linear import linear, lm_head
 from bitassay.reference.sample import greedy
+from bitassay.reference.spec.contract import default_contract
+from support.hard_matrices import KINDS, matrix
+from support.naive import tensor_core as twin
+from support.same_bits import assert_same_bits, from_patterns, patterns
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 UNITS = [(arch, kind) for arch in ("sm_80", "sm_89", "sm_90") for kind in DTYPES]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-import twin_operations as op
-from draw import matrix
-from same_bits import assert_same_bits, from_patterns, patterns
 from torch import Tensor
 
-from bitassay.reference.contract import Contract, default_contract
 from bitassay.reference.sample import log_softmax
+from bitassay.reference.spec.contract import Contract, default_contract
+from support.hard_matrices import matrix
+from support.naive import operations as op
+from support.same_bits import assert_same_bits, from_patterns, patterns
 
 KIND = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 every_dtype = pytest.mark.parametrize("dtype", list(KIND))

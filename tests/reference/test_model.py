@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_llama import write_tiny_llama
-from twin_model import TwinModel
 
-from bitassay.reference.checkpoint import CheckpointError, load_checkpoint
-from bitassay.reference.contract import default_contract, operations
+from bitassay.reference.checkpoints.checkpoint import CheckpointError, load_checkpoint
 from bitassay.reference.generation import KVCache
 from bitassay.reference.model import LlamaForCausalLM, Qwen3ForCausalLM, load_model
+from bitassay.reference.spec.contract import default_contract, operations
 from bitassay.reference.trace import Trace
+from support.naive.model import TwinModel
+from support.tiny_llama import write_tiny_llama
 
 MASK = (1 << 64) - 1
 # Small enough for Python integers, and every part is there: two layers, grouped queries.

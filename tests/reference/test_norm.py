@@ -7,12 +7,12 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-import twin_operations as op
-from draw import KINDS, matrix
-from same_bits import assert_same_bits, from_patterns, patterns
 from torch import Tensor
 
 from bitassay.reference.norm import add, add_rms_norm, rms_norm
+from support.hard_matrices import KINDS, matrix
+from support.naive import operations as op
+from support.same_bits import assert_same_bits, from_patterns, patterns
 
 KIND = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 every_dtype = pytest.mark.parametrize("dtype", list(KIND))

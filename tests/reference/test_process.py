@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bitassay.reference.contract import default_contract
 from bitassay.reference.embedding import embedding
 from bitassay.reference.linear import linear, lm_head
+from bitassay.reference.spec.contract import default_contract
 from bitassay.reference.tensor_core import matmul
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-import twin_operations as op
-from draw import KINDS, matrix
-from same_bits import assert_same_bits, from_patterns, patterns
 from torch import Tensor
 
 from bitassay.reference.rotary import apply
-from bitassay.reference.rotary_table import rotary_table
+from bitassay.reference.spec.rotary_table import rotary_table
+from support.hard_matrices import KINDS, matrix
+from support.naive import operations as op
+from support.same_bits import assert_same_bits, from_patterns, patterns
 
 KIND = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 SIZE = 64

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from same_bits import assert_same_bits, from_patterns, patterns
+
+from support.same_bits import assert_same_bits, from_patterns, patterns
 
 
 def test_equal_bits_pass() -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-import twin
-from draw import matrix, specials
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from same_bits import assert_same_bits, from_patterns, patterns
 
 from bitassay.reference.sample import greedy, margin_ulps, top_k
+from support.hard_matrices import matrix, specials
+from support.naive import tensor_core as twin
+from support.same_bits import assert_same_bits, from_patterns, patterns
 
 FORMATS = {torch.bfloat16: twin.BF16, torch.float16: twin.FP16, torch.float32: twin.FP32}
 every_dtype = pytest.mark.parametrize("dtype", list(FORMATS))

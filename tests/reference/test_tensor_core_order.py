@@ -6,13 +6,13 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from draw import ADDENDS, addend
-from matmul_cases import DTYPES, PRECISION, UNITS, group_of, mixed, ordinary
-from same_bits import assert_same_bits
 from torch import Tensor
 
-from bitassay.reference import fast, tensor_core
+from bitassay.reference import tensor_core, tensor_core_fast
 from bitassay.reference.tensor_core import matmul, prepare
+from support.hard_matrices import ADDENDS, addend
+from support.matmul_cases import DTYPES, PRECISION, UNITS, group_of, mixed, ordinary
+from support.same_bits import assert_same_bits
 
 M, N, K = 34, 35, 43  # three rows of every kind and one more; K ends in a tail for every group
 every_unit = pytest.mark.parametrize(("arch", "kind"), UNITS)
@@ -95,10 +95,10 @@ def test_tile_sizes(
     case: Case, outputs: int, columns: int, depth: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tensor_core, "_OUTPUTS", 8 * outputs)
-    monkeypatch.setattr(fast, "_OUTPUTS", outputs)
-    monkeypatch.setattr(fast, "_COLUMNS", columns)
-    monkeypatch.setattr(fast, "_DEPTH", depth)
-    monkeypatch.setattr(fast, "_DECOMPOSED", 1)
+    monkeypatch.setattr(tensor_core_fast, "_OUTPUTS", outputs)
+    monkeypatch.setattr(tensor_core_fast, "_COLUMNS", columns)
+    monkeypatch.setattr(tensor_core_fast, "_DEPTH", depth)
+    monkeypatch.setattr(tensor_core_fast, "_DECOMPOSED", 1)
     case.same(case.a, case.b, case.c, case.product)
 
 

@@ -6,15 +6,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-import twin
-from draw import ADDENDS, KINDS, addend, matrix, specials
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from same_bits import assert_same_bits, from_patterns, patterns
 from torch import Tensor
 
-from bitassay.reference.arch import get_arch
+from bitassay.reference.spec.arch import get_arch
 from bitassay.reference.tensor_core import dot_add, matmul, tensor_core
+from support.hard_matrices import ADDENDS, KINDS, addend, matrix, specials
+from support.naive import tensor_core as twin
+from support.same_bits import assert_same_bits, from_patterns, patterns
 
 DTYPES = {
     "bf16": torch.bfloat16,

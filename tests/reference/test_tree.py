@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-import twin_operations as op
-from draw import matrix
-from same_bits import assert_same_bits, from_patterns, patterns
 
 from bitassay.reference.floats import canonical_nan
 from bitassay.reference.tree import tree_sum
+from support.hard_matrices import matrix
+from support.naive import operations as op
+from support.same_bits import assert_same_bits, from_patterns, patterns
 
 SIZES = (1, 2, 3, 4, 5, 7, 8, 9, 15, 17, 31, 64, 65, 100, 127, 129)
 

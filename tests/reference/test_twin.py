@@ -8,7 +8,8 @@ import struct
 from fractions import Fraction
 
 import pytest
-import twin
+
+from support.naive import tensor_core as twin
 
 
 def as_fraction(magnitude: int) -> Fraction:

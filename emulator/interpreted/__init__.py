@@ -1,0 +1,1 @@
+"""Triton's interpreter mode with exact operations."""

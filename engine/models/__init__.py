@@ -1,0 +1,1 @@
+"""Layers on operations, the paged cache, draft heads."""

@@ -1,0 +1,1 @@
+"""Requests, scheduler and blocks: no tensors."""

@@ -1,0 +1,1 @@
+"""What one step does on the device."""

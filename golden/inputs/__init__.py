@@ -1,0 +1,1 @@
+"""Prompts, models and what a golden notes of them."""

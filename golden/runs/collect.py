@@ -1,0 +1,43 @@
+"""What was run, as a stream; and kernels run in static batches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from bitassay.golden.errors import GoldenError
+from bitassay.golden.inputs.job import Job
+from bitassay.golden.inputs.model_info import ModelFacts, load_engine
+from bitassay.golden.streams.token_stream import ALL_ARRAYS, ARRAYS, TokenStream, from_parts, ragged
+from bitassay.golden.streams.traces import Arrays, trace_arrays
+
+
+def run_engine(job: Job, facts: ModelFacts, device: str) -> TokenStream:
+    """Generate with the engine on this process's kernels, step by step in batches."""
+    model = load_engine(job.model, job.contract, device)
+    options: dict[str, Any] = {"batch_size": job.batch_size, "order": job.order}
+    if job.chunk_size is not None:
+        options["chunk_size"] = job.chunk_size
+    prompts = [list(prompt) for prompt in job.prompts]
+    traces = model.generate(prompts, job.steps, **options)
+    return collect([trace_arrays(trace) for trace in traces], job, facts)
+
+
+def collect(traces: list[Arrays], job: Job, facts: ModelFacts) -> TokenStream:
+    """Return the traces of a job's prompts, in their order, as one stream."""
+    if len(traces) != len(job.prompts):
+        raise GoldenError(f"expected {len(job.prompts)} traces, one a prompt, found {len(traces)}")
+    arrays = ragged([list(prompt) for prompt in job.prompts])
+    wanted = ARRAYS if job.draft is None else ALL_ARRAYS
+    for name in wanted.keys() - arrays.keys():
+        arrays[name] = np.stack([trace[name] for trace in traces])
+    labels = {
+        "operations": facts.operations,
+        "prompt_names": job.prompt_names,
+        "logits_dtype": facts.logits_dtype,
+        "vocab_size": facts.vocab_size,
+    }
+    if job.draft is not None:
+        labels["draft_operations"] = facts.draft_operations
+    return from_parts(arrays, labels)

@@ -1,0 +1,1 @@
+"""The store: manifest, layout, files, journal."""

@@ -127,7 +127,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def golden(session: nox.Session) -> None:
-    """Let the reference say every golden again, and compare it with the store.
+    """Regenerate every golden with the reference and compare it with the store.
 
     `-- --accept` publishes; `-- --sequential` generates one token at a time instead of replaying;
     `-- --prompts 8` is the quick form.
@@ -162,7 +162,8 @@ def bench(session: nox.Session) -> None:
     """Run the benchmarks, or the one named first with its options: `-- oracle --help`."""
     env = own_python(session, "rich", "torch", "triton")
     folder = ROOT / "benchmarks"
-    env["PYTHONPATH"] += f"{os.pathsep}{folder}"  # what the scripts share
+    # What the scripts share, with each other and with the tests.
+    env["PYTHONPATH"] += f"{os.pathsep}{folder}{os.pathsep}{ROOT / 'tests' / 'lib'}"
     name, *options = session.posargs or [""]
     named = (folder / f"{name}.py").is_file()
     for script in [name] if named else BENCHMARKS:

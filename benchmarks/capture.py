@@ -30,13 +30,13 @@ from rich.table import Table
 from timing import milliseconds
 from torch import Tensor
 
-from bitassay.engine.models.batch import Batch, Segment, place, upload
+import bitassay.emulator  # noqa: F401  (--tiny: BITASSAY_ARCH switches it on)
 from bitassay.engine.models.causal_lm import CausalLM
-from bitassay.engine.models.kv_cache import BlockAllocator
-from bitassay.engine.step.fingerprints import Prints, Recorder
+from bitassay.engine.step.fingerprints import Recorder, RowFingerprints
 from bitassay.kernels.fingerprint import fingerprint_rows
 from bitassay.reference.checkpoints.checkpoint import Checkpoint
 from bitassay.reference.spec.contract import default_contract
+from support.batches import Segment, make_batch
 
 MODES = ("off", "same stream", "own stream")
 ROWS = 2048  # of a step of prompts
@@ -82,14 +82,12 @@ class Step:
     def __init__(self, model: CausalLM, sequences: int, first: int, count: int) -> None:
         self.model = model
         rows = [Segment(s, first, count) for s in range(sequences)]
-        allocator = BlockAllocator(sequences * (-(-(first + count) // 16)))
-        tables = [allocator.grow(s.sequence, s.end) for s in rows]
-        (placement,) = upload([place(rows, tables)], model.device)
-        ids = placement.positions % model.config.vocab_size
-        self.batch = Batch.of(placement, ids, model.new_cache(allocator.blocks))
-        self.prints = Prints.empty(model.operations, allocator.blocks, model.device)
+        ids = torch.arange(first, first + count).repeat(sequences) % model.config.vocab_size
+        self.batch = make_batch(model, rows, ids)
+        blocks = len(self.batch.cache.k[0])
+        self.row_fingerprints = RowFingerprints.empty(model.operations, blocks, model.device)
         self.recorders = {
-            mode: Recorder(model.backend, model.operations, model.device) for mode in MODES[1:]
+            mode: Recorder(model.ops, model.operations, model.device) for mode in MODES[1:]
         }
         self.recorders["same stream"]._side = None
 
@@ -97,7 +95,7 @@ class Step:
         """Run the layers; with capture, until all fingerprints are written."""
         if mode == "off":
             return self.model.forward(self.batch)
-        recorder = self.recorders[mode].to(self.prints.rows, self.batch.slots)
+        recorder = self.recorders[mode].to(self.row_fingerprints.rows, self.batch.slots)
         hidden = self.model.forward(self.batch, recorder)
         recorder.join()
         return hidden
@@ -106,15 +104,15 @@ class Step:
         """Exit unless each mode writes what `fingerprint_rows` says."""
         seen: dict[str, Tensor] = {}
         self.model.forward(self.batch, lambda name, x: seen.update({name: fingerprint_rows(x)}))
-        columns = [seen[name] for name in self.prints.operations if name in seen]
+        columns = [seen[name] for name in self.row_fingerprints.operations if name in seen]
         want = torch.stack(columns, 1)
         for mode in MODES[1:]:
-            self.prints.rows.fill_(-1)
+            self.row_fingerprints.rows.fill_(-1)
             self.run(mode)
-            got = self.prints[self.batch.slots][:, : len(columns)]
+            got = self.row_fingerprints[self.batch.slots][:, : len(columns)]
             if not torch.equal(got, want):
                 wrong = (got != want).any(0).nonzero().flatten().tolist()
-                names = [self.prints.operations[i] for i in wrong]
+                names = [self.row_fingerprints.operations[i] for i in wrong]
                 sys.exit(f"{mode}: fingerprints of {', '.join(names)} differ")
 
 

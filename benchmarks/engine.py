@@ -27,13 +27,14 @@ from capture import random_checkpoint
 from layer import LLAMA_8B, TINY
 from rich.console import Console
 from rich.table import Table
-from torch_backend import TorchHead, TorchLM, torch_backend
+from torch_backend import TorchHead, TorchLM, torch_ops
 
+import bitassay.emulator  # noqa: F401  (--tiny: BITASSAY_ARCH switches it on)
 from bitassay.engine.config import EngineConfig
 from bitassay.engine.engine import Engine
 from bitassay.engine.models.causal_lm import CausalLM
 from bitassay.engine.models.eagle import EagleHead
-from bitassay.engine.models.ops import kernels_backend
+from bitassay.engine.models.ops import kernel_ops
 from bitassay.engine.step.runner import Runner
 from bitassay.reference.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from bitassay.reference.spec.contract import default_contract
@@ -47,7 +48,7 @@ def speed(
     """Return tokens a second and the acceptance length of prompts run to their end."""
     g = torch.Generator().manual_seed(0)
     ids = torch.randint(0, model.config.vocab_size, (config.max_num_seqs, args.prompt), generator=g)
-    runner = Runner(model, head if config.num_draft_tokens else None, config)
+    runner = Runner(model, head if config.num_speculative_tokens else None, config)
     seconds, engine = 0.0, None
     for _ in range(2):  # the first compiles and captures
         # A new engine, so that no prompt is found in the prefix cache; the runner's graphs stay.
@@ -68,7 +69,7 @@ def ways(args: argparse.Namespace) -> list[tuple[str, str, dict[str, Any]]]:
             f"{'EAGLE, ' if drafted else ''}{'eager' if eager else 'graphs'}"
             f"{', capture' if capture else ''}",
             backend,
-            {"num_draft_tokens": drafted, "enforce_eager": eager, "capture": capture},
+            {"num_speculative_tokens": drafted, "enforce_eager": eager, "capture": capture},
         )
         for drafted in drafts
         for eager in ((True,) if args.tiny else (False, True))
@@ -110,15 +111,15 @@ def main() -> None:
     checkpoint = checkpoint_of(args, device)
     models: dict[str, CausalLM] = {}
     heads: dict[str, EagleHead] = {}
-    for backend, of_model, of_head in (
-        (kernels_backend(), CausalLM, EagleHead),
-        (torch_backend(), TorchLM, TorchHead),
+    for ops, of_model, of_head in (
+        (kernel_ops(), CausalLM, EagleHead),
+        (torch_ops(), TorchLM, TorchHead),
     ):
-        models[backend.name] = model = of_model.from_pretrained(
-            checkpoint, contract=default_contract(arch), device=device, backend=backend
+        models[ops.name] = model = of_model.from_pretrained(
+            checkpoint, contract=default_contract(arch), device=device, ops=ops
         )
         if args.head:
-            heads[backend.name] = of_head.from_pretrained(args.head, model)
+            heads[ops.name] = of_head.from_pretrained(args.head, model)
     where = "emulator" if args.tiny else torch.cuda.get_device_name()
     table = Table(
         title=f"{where}, torch {torch.__version__}, triton {triton.__version__}, "

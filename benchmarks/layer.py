@@ -27,13 +27,13 @@ from timing import milliseconds
 from torch import Tensor
 from torch.nn import functional as F
 
-from bitassay.engine.models.batch import Batch, Segment, place, upload
+import bitassay.emulator  # noqa: F401  (--tiny: BITASSAY_ARCH switches it on)
 from bitassay.engine.models.causal_lm import CausalLM
-from bitassay.engine.models.decoder_layer import Layer
-from bitassay.engine.models.kv_cache import BlockAllocator
+from bitassay.engine.models.decoder_layer import DecoderLayer
 from bitassay.kernels.norm import add_rms_norm
 from bitassay.reference.checkpoints.checkpoint import Checkpoint
 from bitassay.reference.spec.contract import default_contract
+from support.batches import Segment, make_batch
 
 LLAMA_8B = {
     "model_type": "llama", "hidden_size": 4096, "num_attention_heads": 32,
@@ -81,11 +81,9 @@ class Case:
         self.layer, config = model.layers[0], model.config
         self.sequences, self.first, self.count = sequences, first, count
         rows = [Segment(s, first, count) for s in range(sequences)]
-        allocator = BlockAllocator(sequences * (-(-(first + count) // 16)))
-        tables = [allocator.grow(s.sequence, s.end) for s in rows]
-        cache = model.new_cache(allocator.blocks)
-        (placement,) = upload([place(rows, tables)], model.device)
-        self.batch = Batch.of(placement, placement.positions, cache)
+        ids = torch.arange(first, first + count).repeat(sequences)
+        self.batch = make_batch(model, rows, ids)
+        cache = self.batch.cache
         g = torch.Generator(model.device).manual_seed(1)
 
         def random(*shape: int) -> Tensor:
@@ -98,11 +96,11 @@ class Case:
         self.k, self.v = random(*shape), random(*shape)
         keys = torch.arange(first, device=model.device)
         for contiguous, paged in ((self.k, cache.k[0]), (self.v, cache.v[0])):
-            blocks = placement.block_tables.long()[:, keys // 16]
+            blocks = self.batch.block_tables.long()[:, keys // 16]
             paged[blocks, keys % 16] = contiguous[:, :, :first].transpose(1, 2)
 
     def ours(self) -> tuple[Tensor, Tensor]:
-        """Run the layer on kernels; returns what `Layer.forward` does."""
+        """Run the layer on kernels; returns what `DecoderLayer.forward` does."""
         layer, eps = self.layer, self.layer.shared.config.rms_norm_eps
         normed, residual = add_rms_norm(self.update, self.stream, layer.input_layernorm, eps=eps)
         return layer.forward(normed, residual, self.batch, 0, _nothing)
@@ -117,7 +115,7 @@ class Case:
         return lambda: _plain(self, self.layer, cos, sin)
 
 
-def _plain(case: Case, layer: Layer, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+def _plain(case: Case, layer: DecoderLayer, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
     config = layer.shared.config
     heads, kv_heads = config.num_heads, config.num_kv_heads
     hidden, eps = (config.hidden_size,), config.rms_norm_eps

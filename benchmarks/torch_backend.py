@@ -16,11 +16,11 @@ from torch.nn import functional as F
 from bitassay.engine.models.causal_lm import CausalLM
 from bitassay.engine.models.eagle import EagleHead
 from bitassay.engine.models.kv_cache import PagedCache
-from bitassay.engine.models.ops import Backend, kernels_backend
+from bitassay.engine.models.ops import Ops, kernel_ops
 
 
 class TorchLM(CausalLM):
-    """A model for this backend: a key that is masked must be a number all the same."""
+    """A model for this ops: a key that is masked must be a number all the same."""
 
     def new_cache(self, blocks: int) -> PagedCache:
         """Return a cache of zeros."""
@@ -28,7 +28,7 @@ class TorchLM(CausalLM):
 
 
 class TorchHead(EagleHead):
-    """A draft head for this backend."""
+    """A draft head for this ops."""
 
     def new_cache(self, blocks: int) -> PagedCache:
         """Return a cache of zeros."""
@@ -41,10 +41,10 @@ def _cleared(cache: PagedCache) -> PagedCache:
     return cache
 
 
-def torch_backend() -> Backend:
+def torch_ops() -> Ops:
     """Return the kernels' backend with torch's operations in place of the invariant ones."""
     return replace(
-        kernels_backend(),
+        kernel_ops(),
         name="torch",
         embedding=lambda ids, weight: F.embedding(ids, weight),
         linear=lambda x, weight, bias=None, **_: F.linear(x, weight, bias),

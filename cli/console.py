@@ -120,12 +120,12 @@ class Meter:
             return
         self._said = now
         left = (now - self._begun) / (done - self._before) * (total - done)
-        self.tell(
+        self.log(
             f"{self._description}: {done:,} of {total:,} rows, about "
             f"{timedelta(seconds=round(left))} left"
         )
 
-    def tell(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """Print a line on stderr, above the bar."""
         self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
 

@@ -1,95 +1,124 @@
-"""What `bitassay check --with engine` takes."""
+"""The engine's options on the command line, made from the record that the engine runs by.
+
+What each is called and says stands here; its type and default are those of EngineOptions.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from bitassay.golden.errors import GoldenError
-from bitassay.golden.runs.engine_options import EngineOptions, SweepOptions
+from bitassay.golden.runs.engine_options import EngineOptions
 
-K = Annotated[
-    int | None,
-    typer.Option("--k", min=0, metavar="K", help="engine: draft tokens a round; 3, or 0 headless"),
-]
-Dp = Annotated[int | None, typer.Option("--dp", min=1, metavar="N", help="engine: ranks; 1")]
-BackendName = Annotated[
-    str | None,
-    typer.Option("--backend", metavar="NAME", help="engine: gpu, interpreter or reference; gpu"),
-]
-MaxNumSeqs = Annotated[
-    int | None,
-    typer.Option("--max-num-seqs", min=1, metavar="N", help="engine: requests at once; 64"),
-]
-MaxNumBatchedTokens = Annotated[
-    int | None,
-    typer.Option("--max-num-batched-tokens", min=1, metavar="N", help="engine: rows a step; 2048"),
-]
-NumBlocks = Annotated[
-    int | None,
-    typer.Option("--num-blocks", min=1, metavar="N", help="engine: blocks of 16 positions"),
-]
-NoPrefixCaching = Annotated[
-    bool, typer.Option("--no-prefix-caching", help="engine: compute every prompt anew")
-]
-Arrivals = Annotated[
-    bool, typer.Option("--arrivals", help="engine: prompts come late, at steps by --seed")
-]
-Cancel = Annotated[
-    int | None,
-    typer.Option(
-        "--cancel", min=1, metavar="N", help="engine: beside every Nth prompt a cancelled copy"
-    ),
-]
-Warm = Annotated[bool, typer.Option("--warm", help="engine: run twice, compare the second time")]
-Eager = Annotated[
-    bool | None, typer.Option("--eager/--graphs", help="engine: without or with CUDA graphs")
-]
-Timeout = Annotated[
-    float | None,
-    typer.Option("--timeout", metavar="SECONDS", help="engine: for one step of all ranks"),
-]
-Sweep = Annotated[
-    bool, typer.Option("--sweep", help="engine: some forty configurations in which all pairs meet")
-]
-Seed = Annotated[
-    int | None, typer.Option("--seed", help="engine: of --arrivals and of a sweep's orders; 0")
-]
+PANEL = "Engine"
+
+Given = dict[str, Any]  # fields of EngineOptions that were given, and their values
 
 
-def engine_options(
-    *,
-    engine: bool,
-    sweep: bool,
-    seed: int | None,
-    arrivals: bool,
-    shuffle: int | None,
-    anywhere: dict[str, Any],
-    alone: dict[str, Any],
-) -> tuple[EngineOptions | None, SweepOptions | None]:
-    """Return how the engine runs, and the sweep that was asked for, if any.
+@dataclass(frozen=True)
+class Flag:
+    """How a field is given.
 
-    anywhere: options by name, None where not given, that a sweep takes too; alone: those that it
-    sets by itself. Raises GoldenError for options of the engine without it.
+    default: in words, where the record's own default says too little. sets: the value that a flag
+    without a value stands for.
     """
-    late = (seed or 0) if arrivals else None
-    given = {key: value for key, value in anywhere.items() if value is not None}
-    own = {key: value for key, value in (alone | {"late": late}).items() if value is not None}
-    if not engine:
-        if given or own or sweep or seed is not None:
-            raise GoldenError("options of the serving engine (--k to --seed) need --with engine")
-        return None, None
-    if seed is not None and not (arrivals or sweep):
-        raise GoldenError(
-            "--seed is of --arrivals and of --sweep: add one of them, or leave it away; --shuffle "
-            "takes a seed of its own"
-        )
-    if sweep:
-        if own or shuffle is not None:
-            raise GoldenError(
-                "--sweep chooses configurations itself: beside it --dp, --backend, --timeout, "
-                "--seed, --prompts and --tokens"
-            )
-        return EngineOptions(**given), SweepOptions(**given, seed=seed or 0)
-    return EngineOptions(**given, **own, shuffle=shuffle), None
+
+    names: str
+    help: str
+    metavar: str | None = None
+    minimum: int | None = None
+    default: str | None = None
+    sets: bool = True
+
+
+FLAGS = {
+    "backend": Flag("--backend", "gpu, interpreter or reference", "NAME"),
+    "dp": Flag("--dp", "data-parallel ranks, which share the prompts", "N", 1),
+    "num_speculative_tokens": Flag("--k", "draft tokens a round", "K", 0, "3 with a head, else 0"),
+    "max_num_seqs": Flag("--max-num-seqs", "requests that run at once, on each rank", "N", 1),
+    "max_num_batched_tokens": Flag("--max-num-batched-tokens", "rows a step", "N", 1),
+    "num_blocks": Flag(
+        "--num-blocks", "blocks of 16 positions in the cache", "N", 1, "enough for all"
+    ),
+    "enable_prefix_caching": Flag(
+        "--no-prefix-caching", "compute every prefix anew", default="kept", sets=False
+    ),
+    "enforce_eager": Flag(
+        "--eager/--graphs",
+        "decode without or with CUDA graphs",
+        None,
+        None,
+        "as the GPU is trusted",
+    ),
+    "shuffle": Flag("--shuffle", "take the prompts in another order", "SEED"),
+    "late": Flag("--arrivals", "let prompts come late, at steps drawn with this seed", "SEED"),
+    "cancel": Flag("--cancel", "beside every Nth prompt, a copy that is cancelled", "N", 1),
+    "warm": Flag("--warm", "run twice and compare the second time", default="once"),
+    "timeout": Flag(
+        "--timeout", "seconds that ranks wait for each other", "S", None, "60 on GPUs, else 1800"
+    ),
+}
+# Fields that only a program sets: a sweep, or what a command keeps of a run.
+INTERNAL = ("capture", "force_graphs", "mirrored", "must")
+
+
+def takes_engine_options(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the engine's options of these fields, as its parameter `engine: Given`."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def with_options(**values: Any) -> None:
+            engine = {name: values.pop(name) for name in names}
+            command(**values, engine={k: _value(k, v) for k, v in engine.items() if v is not None})
+
+        signature = inspect.signature(command, eval_str=True)
+        own = [p for p in signature.parameters.values() if p.name != "engine"]
+        parameters = [*own, *map(_parameter, names)]
+        vars(with_options)["__signature__"] = signature.replace(parameters=parameters)
+        with_options.__annotations__ = {p.name: p.annotation for p in parameters}
+        return with_options
+
+    return decorate
+
+
+def spelled(names: list[str]) -> str:
+    """Return fields as they are spelled on the command line."""
+    return ", ".join(FLAGS[name].names if name in FLAGS else name for name in names)
+
+
+def _value(name: str, given: Any) -> Any:
+    """Return what a field is set to by what was given."""
+    alone = isinstance(given, bool) and "/" not in FLAGS[name].names
+    return FLAGS[name].sets if alone else given
+
+
+def _parameter(name: str) -> inspect.Parameter:
+    """Return a field as a parameter of a command: its type, and None where it is not given."""
+    (field,) = (field for field in fields(EngineOptions) if field.name == name)
+    flag, kind = FLAGS[name], get_type_hints(EngineOptions)[name]
+    default = flag.default
+    if default is None and field.default is not None:
+        default = str(field.default)
+    text = flag.help if default is None else f"{flag.help} (default: {default})"
+    option = typer.Option(
+        flag.names,
+        help=text,
+        metavar=flag.metavar,
+        min=flag.minimum,
+        rich_help_panel=PANEL,
+        show_default=False,
+    )
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[kind | None, option],
+    )
+
+
+assert FLAGS.keys() | set(INTERNAL) == {field.name for field in fields(EngineOptions)}

@@ -9,6 +9,8 @@ import typer
 
 from bitassay.golden.errors import GoldenError
 
+OWN_MODEL, OUTPUT = "A model of your own", "Store and output"
+
 Names = Annotated[
     list[str] | None,
     typer.Argument(metavar="[GOLDEN]...", help="<suite> or <suite>/<arch>: context-lm/sm_89"),
@@ -20,15 +22,23 @@ StoreOption = Annotated[
         "--store",
         metavar="DIR|URL",
         help="default: BITASSAY_STORE, else the checkout's golden/store, else the packaged one",
+        rich_help_panel=OUTPUT,
     ),
 ]
 ModelOption = Annotated[
     Path | None,
-    typer.Option("--model", metavar="DIR", help="a model of your own; needs --prompts FILE"),
+    typer.Option(
+        "--model",
+        metavar="DIR",
+        help="a Hugging Face model directory; needs --prompts FILE",
+        rich_help_panel=OWN_MODEL,
+    ),
 ]
 DraftOption = Annotated[
     Path | None,
-    typer.Option("--draft", metavar="DIR", help="with --model: an EAGLE draft head for it"),
+    typer.Option(
+        "--draft", metavar="DIR", help="an EAGLE draft head for it", rich_help_panel=OWN_MODEL
+    ),
 ]
 PromptsOption = Annotated[
     list[str] | None,
@@ -40,14 +50,12 @@ PromptsOption = Annotated[
 ]
 JobsOption = Annotated[
     int | None,
-    typer.Option(
-        min=1, metavar="N", help="processes; as many as CPUs, work and memory allow if unset"
-    ),
+    typer.Option(min=1, metavar="N", help="processes (default: as CPUs, work and memory allow)"),
 ]
 SequentialOption = Annotated[
     bool,
     typer.Option(
-        "--sequential", help="reference: generate one prompt and one token at a time, no replay"
+        "--sequential", help="generate one prompt and one token at a time, in place of a replay"
     ),
 ]
 

@@ -58,7 +58,7 @@ def record(
     ] = None,
     store: StoreOption = None,
 ) -> None:
-    """Let the reference say goldens again, and compare them with the store.
+    """Regenerate goldens with the reference and compare them with the store.
 
     Recorded tokens are replayed: where each is chosen again, the golden is what would be generated.
     Where they are not, or the golden is of another model or contract, it is generated step by step.
@@ -96,7 +96,7 @@ def record(
     def one(golden: str) -> int:
         suite, arch = chosen[golden]
         with progress(golden, "the reference") as meter:
-            recording = run(target, suite, arch, request, progress=meter, tell=meter.tell)
+            recording = run(target, suite, arch, request, progress=meter, log=meter.log)
         return _report(golden, recording, suite)
 
     raise typer.Exit(each(list(chosen), one))

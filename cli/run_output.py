@@ -11,7 +11,8 @@ from rich.text import Text
 
 from bitassay.cli.console import say
 from bitassay.engine.scheduling.stats import Stats
-from bitassay.golden.runs.engine_job import EngineJob, EngineRun
+from bitassay.golden.inputs.job import Job
+from bitassay.golden.runs.engine_job import EngineRun
 
 _UNFINISHED = "�"  # of a character whose last bytes are in a later token
 
@@ -21,19 +22,18 @@ class Streams:
 
     def __init__(
         self,
-        job: EngineJob,
-        names: tuple[str, ...],
+        job: Job,
         decode: Callable[[list[int]], str],
         *,
         pieces: bool,
     ) -> None:
-        self._prompts, self._names, self._decode = job.prompts, names, decode
+        self._prompts, self._names, self._decode = job.prompts, job.prompt_names, decode
         self._pieces = pieces
         self._tokens: dict[int, list[int]] = {}
         self._printed: dict[int, int] = {}  # prompt -> characters of its text, pieces alone
         self._ended: set[int] = set()
 
-    def told(self, prompt: int, tokens: list[int], reason: str | None) -> None:
+    def take(self, prompt: int, tokens: list[int], reason: str | None) -> None:
         """Take a prompt's new tokens, and the reason for its end, if it has ended."""
         own = self._tokens.setdefault(prompt, [])
         own += tokens
@@ -45,7 +45,7 @@ class Streams:
             self._ended.add(prompt)
 
     def rest(self, run: EngineRun) -> None:
-        """Print the streams that nobody told of as they came."""
+        """Print the streams that did not come step by step."""
         for prompt, arrays in enumerate(run.traces):
             if arrays is not None and prompt not in self._ended:
                 self._whole(prompt, arrays["tokens"].tolist())

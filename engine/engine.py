@@ -20,11 +20,13 @@ from bitassay.engine.step.runner import Runner
 from bitassay.engine.trace import EngineTrace
 from bitassay.engine.validation import (
     Prompts,
+    What,
     check_eos,
     check_ids,
     check_lengths,
     check_max_tokens,
 )
+from bitassay.reference.spec.errors import SequenceError
 
 if TYPE_CHECKING:
     from bitassay.engine.models.causal_lm import CausalLM
@@ -47,39 +49,32 @@ class Engine(PromptServing):
         *,
         runner: Runner | None = None,
     ) -> None:
-        """Make the caches. head: what drafts; where K is 0 it does not run.
+        """Make the caches. head: what drafts, 3 tokens a round unless the configuration says else.
 
         runner: what runs the steps, None for one over the model. Raises ValueError where drafts
         are asked for without a head, and for a head that was loaded for another model.
         """
         config = config or EngineConfig()
-        drafting = config.num_draft_tokens > 0
-        if drafting and head is None:
-            raise ValueError(
-                f"num_draft_tokens {config.num_draft_tokens}: expected a draft head, found none: "
-                "load one, or ask for no drafts"
-            )
+        drafts = config.drafts(head=head is not None)
+        drafting = drafts > 0
         if head is not None and head.target is not model:
             raise ValueError(
                 "head: expected one loaded for this model, found one loaded for another: it uses "
                 "its target's weights: EagleHead.from_pretrained(path, model)"
             )
         self._model = model
-        if config.num_blocks is None:
+        blocks = config.num_blocks
+        if blocks is None:
             blocks = default_blocks(
                 [model, *([head] if drafting and head is not None else [])],
                 model.config.max_position_embeddings,
                 max_num_seqs=config.max_num_seqs,
                 capture=config.capture,
             )
-            config = replace(config, num_blocks=blocks)
-        assert config.num_blocks is not None
-        self.config = config
+        self.config = config = replace(config, num_speculative_tokens=drafts, num_blocks=blocks)
         self.stats = Stats()
-        self._num_blocks = config.num_blocks
-        self._blocks = BlockManager(
-            config.num_blocks, caching=config.enable_prefix_caching, drafting=drafting
-        )
+        self._num_blocks = blocks
+        self._blocks = BlockManager(blocks, caching=config.enable_prefix_caching, drafting=drafting)
         self._scheduler = Scheduler(config, self._blocks, self.stats)
         self._runner = runner or Runner(model, head if drafting else None, config)
         self._records: dict[int, Record] = {}
@@ -113,10 +108,10 @@ class Engine(PromptServing):
         """
         number = next(self._numbers)
         (ids,) = self.check([prompt_ids], [max_tokens], "request", first=number)
-        eos = check_eos(eos_token_id, self._model.config.vocab_size, f"request {number}")
+        eos = check_eos(eos_token_id, self._model.config.vocab_size, "request", number)
         if not ignore_eos and not eos:
-            raise ValueError(
-                f"request {number}: expected eos_token_id where eos is not ignored, found None"
+            raise SequenceError(
+                "expected eos_token_id where eos is not ignored, found None", request=number
             )
         request = Request(number, ids, int(max_tokens), eos, ignore_eos)
         self._records[number] = Record(request, self._untold)
@@ -180,12 +175,13 @@ class Engine(PromptServing):
         records = [self._records[number] for number in requests]
         for record in records:
             if not record.request.done:
-                raise ValueError(
-                    f"request {record.request.number}: expected it to have ended, found it "
-                    f"{record.request.status.value}: take it after its last output, or cancel it"
+                raise SequenceError(
+                    f"expected it to have ended, found it {record.request.status.value}: take it "
+                    "after its last output, or cancel it",
+                    request=record.request.number,
                 )
         self.check_device()
-        fold, depth = self._model.backend.fold, self.config.num_draft_tokens
+        fold, depth = self._model.ops.fold, self.config.num_speculative_tokens or 0
         traces = [record.trace(fold, depth) for record in records]
         for number in requests:
             self._forget(number)
@@ -196,7 +192,7 @@ class Engine(PromptServing):
         self._blocks.forget()
 
     def check(
-        self, prompts: Prompts, max_tokens: Sequence[int], what: str, *, first: int = 0
+        self, prompts: Prompts, max_tokens: Sequence[int], what: What, *, first: int = 0
     ) -> list[list[int]]:
         """Return prompts as lists; ValueError naming the first that could never run."""
         config = self._model.config
@@ -243,4 +239,6 @@ class Engine(PromptServing):
 
     def _ended(self, request: Request) -> None:
         """Keep the fingerprints of a request's rows, while it still holds their slots."""
-        self._records[request.number].gather(self._runner.prints, self._runner.draft_prints)
+        self._records[request.number].gather(
+            self._runner.row_fingerprints, self._runner.draft_fingerprints
+        )

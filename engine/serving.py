@@ -9,7 +9,16 @@ from dataclasses import replace
 
 from bitassay.engine.scheduling.request import Output, Request
 from bitassay.engine.trace import EngineTrace
-from bitassay.engine.validation import Prompts, check_order, each
+from bitassay.engine.validation import Prompts, What, check_order, each
+from bitassay.reference.spec.errors import SequenceError
+
+
+def of_prompt(error: SequenceError, prompt: int, length: int) -> SequenceError:
+    """Return a request's error as that of its prompt, which has so many tokens."""
+    where: dict[str, int | None] = {"request": None, "prompt": prompt}
+    if error.position is not None and error.position >= length:
+        where |= {"position": None, "step": error.position - length}
+    return error.located(**where)
 
 
 class PromptServing(ABC):
@@ -45,7 +54,7 @@ class PromptServing(ABC):
 
     @abstractmethod
     def check(
-        self, prompts: Prompts, max_tokens: Sequence[int], what: str, *, first: int = 0
+        self, prompts: Prompts, max_tokens: Sequence[int], what: What, *, first: int = 0
     ) -> list[list[int]]:
         """Return prompts as lists; ValueError naming the first that could never run."""
 
@@ -115,7 +124,7 @@ class PromptServing(ABC):
                     # One token more than it can have is never.
                     alive[prompt] = cancelled.get(prompt, limits[prompt] + 1)
                 self._cancel_due(requests, alive)
-                self.advance()
+                self._advance({request.number: p for p, request in requests.items()})
                 unread.clear()
                 self._cancel_due(requests, alive)
                 step += 1
@@ -144,7 +153,7 @@ class PromptServing(ABC):
                 self.deliver(number, inbox)
             while inbox or any(self.unfinished(number) for number in places):
                 if not inbox:
-                    self.advance()
+                    self._advance(places)
                 while inbox:
                     output = inbox.pop(0)
                     yield replace(output, request=places[output.request])
@@ -152,6 +161,16 @@ class PromptServing(ABC):
         finally:
             for number in places:
                 self.drop(number)
+
+    def _advance(self, prompts: Mapping[int, int]) -> None:
+        """Run one step; what goes wrong with a prompt's request is said of the prompt."""
+        try:
+            self.advance()
+        except SequenceError as error:
+            if error.request is None or error.request not in prompts:
+                raise
+            length = self.request(error.request).num_prompt
+            raise of_prompt(error, prompts[error.request], length) from error
 
     def _cancel_due(self, requests: dict[int, Request], alive: dict[int, int]) -> None:
         """Cancel who has the tokens to be cancelled after, and forget who has ended."""

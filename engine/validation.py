@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from numbers import Integral
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from bitassay.engine.config import check_integer
+from bitassay.reference.spec.errors import SequenceError
+
 Prompts = Sequence[Sequence[int]]
+What = Literal["prompt", "request"]  # what a sequence is to whoever gave it
 
 
-def check_integer(name: str, value: Any) -> None:
-    """Raise ValueError unless a value is an integer, of whatever type; no bool is one."""
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise ValueError(f"{name}: expected an integer, found {value!r}")
-
-
-def check_ids(sequences: Prompts, vocab_size: int, what: str, *, first: int = 0) -> list[list[int]]:
+def check_ids(
+    sequences: Prompts, vocab_size: int, what: What, *, first: int = 0
+) -> list[list[int]]:
     """Return sequences of ids as lists.
 
     Raises ValueError naming the sequence (`what` and its number, counted from `first`) that is
@@ -27,18 +26,20 @@ def check_ids(sequences: Prompts, vocab_size: int, what: str, *, first: int = 0)
     for index, sequence in enumerate(sequences, first):
         ids = np.asarray(sequence)
         if ids.ndim != 1 or len(ids) == 0:
-            raise ValueError(
-                f"{what} {index}: expected at least one token id, found shape {list(ids.shape)}"
+            raise _unfit(
+                what, index, f"expected at least one token id, found shape {list(ids.shape)}"
             )
         if not np.issubdtype(ids.dtype, np.integer):
-            raise ValueError(f"{what} {index}: expected integer ids, found {ids.dtype}")
+            raise _unfit(what, index, f"expected integer ids, found {ids.dtype}")
         outside = np.flatnonzero((ids < 0) | (ids >= vocab_size))
         if len(outside):
             at = int(outside[0])
-            raise ValueError(
-                f"{what} {index}, position {at}: expected an id within 0 … {vocab_size - 1} "
-                f"(vocabulary of {vocab_size}), found {int(ids[at])}: encode it with this model's "
-                "tokenizer"
+            raise _unfit(
+                what,
+                index,
+                f"expected an id within 0 … {vocab_size - 1} (vocabulary of {vocab_size}), found "
+                f"{int(ids[at])}: encode it with this model's tokenizer",
+                position=at,
             )
         checked.append(ids.tolist())
     return checked
@@ -48,7 +49,7 @@ def check_lengths(
     prompts: Sequence[int],
     tokens: Sequence[int],
     positions: int,
-    what: str = "prompt",
+    what: What = "prompt",
     *,
     first: int = 0,
 ) -> None:
@@ -56,22 +57,26 @@ def check_lengths(
     for index, (prompt, count) in enumerate(zip(prompts, tokens, strict=True), first):
         taken = prompt + count - 1  # the last token is never fed
         if taken > positions:
-            raise ValueError(
-                f"{what} {index}: expected at most {positions} positions "
-                f"(max_position_embeddings), found {taken}: {prompt} tokens continued by {count}, "
-                "the last of which is not fed: shorten the prompt or ask for fewer tokens"
+            raise _unfit(
+                what,
+                index,
+                f"expected at most {positions} positions (max_position_embeddings), found {taken}: "
+                f"{prompt} tokens continued by {count}, the last of which is not fed: shorten the "
+                "prompt or ask for fewer tokens",
             )
 
 
-def check_max_tokens(tokens: Sequence[int], what: str, *, first: int = 0) -> None:
+def check_max_tokens(tokens: Sequence[int], what: What, *, first: int = 0) -> None:
     """Raise ValueError naming the first prompt that is not to be continued by whole tokens."""
     for index, count in enumerate(tokens, first):
-        check_integer(f"{what} {index}, max_tokens", count)
+        _require_integer(what, index, "max_tokens", count)
         if count < 1:
-            raise ValueError(f"{what} {index}: expected max_tokens of at least 1, found {count}")
+            raise _unfit(what, index, f"expected max_tokens of at least 1, found {count}")
 
 
-def check_eos(eos: int | Sequence[int] | None, vocab_size: int, what: str) -> tuple[int, ...]:
+def check_eos(
+    eos: int | Sequence[int] | None, vocab_size: int, what: What, index: int
+) -> tuple[int, ...]:
     """Return the ids that end a request, none for None.
 
     Raises ValueError for an empty sequence, and for what is no id of the vocabulary.
@@ -80,13 +85,16 @@ def check_eos(eos: int | Sequence[int] | None, vocab_size: int, what: str) -> tu
         return ()
     ids = tuple(eos) if isinstance(eos, Iterable) else (eos,)
     if not ids:
-        raise ValueError(f"{what}: expected ids in eos_token_id, found none: leave it out")
+        raise _unfit(what, index, "expected ids in eos_token_id, found none: leave it out")
     for token in ids:
-        check_integer(f"{what}, eos_token_id", token)
+        _require_integer(what, index, "eos_token_id", token)
         if not 0 <= token < vocab_size:
-            raise ValueError(
-                f"{what}, eos_token_id: expected an id within 0 … {vocab_size - 1} (vocabulary of "
-                f"{vocab_size}), found {token}"
+            raise _unfit(
+                what,
+                index,
+                f"expected an id within 0 … {vocab_size - 1} (vocabulary of {vocab_size}), found "
+                f"{token}",
+                field="eos_token_id",
             )
     return tuple(int(token) for token in ids)
 
@@ -105,3 +113,15 @@ def each(name: str, value: int | Sequence[int], count: int) -> list[int]:
     for one in values:
         check_integer(name, one)
     return [int(one) for one in values]
+
+
+def _require_integer(what: What, index: int, field: str, value: Any) -> None:
+    try:
+        check_integer(field, value)
+    except ValueError:
+        raise _unfit(what, index, f"expected an integer, found {value!r}", field=field) from None
+
+
+def _unfit(what: What, index: int, problem: str, **where: Any) -> SequenceError:
+    where[what] = index
+    return SequenceError(problem, **where)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -12,19 +12,14 @@ from bitassay.golden.errors import CannotRunError, GoldenError, StaleError
 from bitassay.golden.inputs.job import Progress
 from bitassay.golden.inputs.suite_inputs import Inputs, load_inputs
 from bitassay.golden.provenance import Identity, another
-from bitassay.golden.runs import oracle
-from bitassay.golden.runs.check_options import Options, Way
+from bitassay.golden.runs.backend import gpu_arch
 from bitassay.golden.runs.engine_options import SweepOptions
-from bitassay.golden.runs.engine_run import Sweep, run_engine_way
-from bitassay.golden.runs.gpu import describe_gpu, gpu_arch, run_gpu
-from bitassay.golden.runs.interpreter import estimate, run_interpreter
-from bitassay.golden.runs.process_pool import suitable_crew
+from bitassay.golden.runs.engine_runner import Sweep
+from bitassay.golden.runs.gpu import describe_gpu
+from bitassay.golden.runs.runner import Log, Runner
 from bitassay.golden.storage.manifest import Entry
 from bitassay.golden.storage.store import Golden, Store
-from bitassay.golden.streams.token_stream import TokenStream
 from bitassay.golden.suites import Suite, find_suite, own_suite
-
-Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -34,6 +29,19 @@ class OwnModel:
     model: Path
     prompts: Path
     draft: Path | None = None
+
+
+@dataclass(frozen=True)
+class Part:
+    """Which of a golden is checked: the first prompts, the first tokens of each; None for all."""
+
+    prompts: int | None = None
+    tokens: int | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is all of it."""
+        return self.prompts is None and self.tokens is None
 
 
 @dataclass(frozen=True)
@@ -51,64 +59,65 @@ class Checked:
 
     @property
     def good(self) -> bool:
-        """Whether every bit is equal, and what was to be tested happened."""
-        return self.comparison.equal and not self.missing
-
-
-Runs = dict[str, tuple[str, Callable[[], Checked]]]
+        """Whether every bit of the golden is equal, and what was to be tested happened."""
+        return self.comparison.equal and self.comparison.whole and not self.missing
 
 
 def check(
     store: Store,
     name: str,
-    options: Options,
+    runner: Runner,
+    part: Part,
     *,
     own: OwnModel | None = None,
+    confirm: bool = False,
     progress: Progress,
-    tell: Tell = lambda text: None,
+    log: Log = lambda text: None,
 ) -> Checked:
-    """Run what the options name and compare it with the golden `name`.
+    """Run something and compare it with the golden `name`.
 
-    own: what the golden was recorded from, where that is no suite. tell: called with what the
-    user should know before the work begins. Raises GoldenError when it cannot be judged: a
-    missing, damaged or stale golden, or something that cannot run here.
+    own: what the golden was recorded from, where that is no suite. confirm: note in the manifest
+    that this machine's GPU gave every bit. log: called with what the user should know before the
+    work begins. Raises GoldenError when it cannot be judged: a missing, damaged or stale golden,
+    or something that cannot run here.
     """
-    if options.confirm:
+    if confirm:
+        if not (runner.on_gpu and part.whole):
+            raise GoldenError("--confirm needs a GPU, all prompts and all tokens")
         store.require_writable(accept=True)
     golden, inputs = current(store, name, own)
-    expected = golden.stream.first(options.prompts, options.tokens)
-    has_draft = inputs.job.draft is not None
-    missing: tuple[str, ...] = ()
-    if options.engine or (has_draft and options.for_drafts):
-        engine = options.for_drafts
-        assert engine is not None
-        how = replace(engine, draft_tokens=engine.drafting(has_draft)).description
-        found = run_engine_way(inputs, expected, engine, tell)
-        comparison, missing = found.comparison, found.missing
-    else:
-        how = options.description
-        comparison = compare(expected, _run(inputs, expected, options, progress, tell))
+    expected = golden.stream.first(part.prompts, part.tokens)
+    run = runner.run(inputs, expected, progress, log)
+    if confirm and (expected.drafts is None) != (run.expected.drafts is None):
+        raise GoldenError(
+            f"--confirm: golden {name} has drafts, and the run made none to compare: omit --k 0"
+        )
+    comparison = compare(run.expected, run.found)
     confirmed = None
-    if options.confirm and comparison.equal:
+    if confirm and comparison.equal and comparison.whole:
         confirmed = store.confirm(golden, describe_gpu())
-    return Checked(golden, comparison, confirmed, how, missing)
+    return Checked(golden, comparison, confirmed, runner.describe(inputs), run.missing)
+
+
+Runs = dict[str, tuple[str, Callable[[], Checked]]]
 
 
 def check_sweep(
-    store: Store, name: str, options: Options, sweep: SweepOptions, *, own: OwnModel | None = None
+    store: Store, name: str, part: Part, sweep: SweepOptions, *, own: OwnModel | None = None
 ) -> Runs:
     """Return the runs of a sweep beside a golden, by number: what each is, and what makes it.
 
-    They are to be made in order. options: which prompts and tokens. Raises GoldenError as `check`.
+    They are to be made in order. Raises GoldenError as `check`.
     """
     golden, inputs = current(store, name, own)
-    runs = Sweep(inputs, golden.stream.first(options.prompts, options.tokens), sweep)
+    runs = Sweep(inputs, golden.stream.first(part.prompts, part.tokens), sweep)
+    head = inputs.job.draft is not None
 
     def made(number: int, how: str) -> Checked:
-        found = runs.check(number)
-        return Checked(golden, found.comparison, None, how, found.missing)
+        run = runs.run(number)
+        return Checked(golden, compare(run.expected, run.found), None, how, run.missing)
 
-    descriptions = enumerate(run.description for run in runs.options)
+    descriptions = enumerate(options.description(head=head) for options in runs.options)
     return {str(i + 1): (how, partial(made, i, how)) for i, how in descriptions}
 
 
@@ -184,31 +193,3 @@ def _suite(golden: Golden, own: OwnModel | None) -> tuple[Suite, str]:
         draft=own.draft,
     )
     return suite, identity.arch
-
-
-def _run(
-    inputs: Inputs, expected: TokenStream, options: Options, progress: Progress, tell: Tell
-) -> TokenStream:
-    job = replace(
-        inputs.first(len(expected.prompt_names), expected.steps),
-        batch_size=options.batch_size,
-        shuffle=options.shuffle,
-        chunk_size=options.chunk_size,
-    )
-    if job.chunk_size is not None and not inputs.facts.has_cache:
-        raise GoldenError(
-            f"--chunk-size: the model of {inputs.identity.name} has no key/value cache that a "
-            "prompt could fill in chunks"
-        )
-    if options.way is Way.GPU:
-        return run_gpu(job, inputs.facts)
-    if options.way is Way.INTERPRETER:
-        if warning := estimate(job, inputs.facts):
-            tell(f"{inputs.identity.name}: {warning}")
-        return run_interpreter(job)
-    crew = suitable_crew(job, inputs.facts, options.jobs)
-    if crew.note:
-        tell(f"{inputs.identity.name}: {crew.note}")
-    if options.sequential:
-        return oracle.generate(job, inputs.facts, progress, crew=crew, sequential=True)
-    return oracle.replay(job, inputs.facts, expected.tokens.tolist(), progress, crew=crew)

@@ -61,7 +61,8 @@ class Recording:
     @property
     def equal(self) -> bool:
         """Whether the store already holds exactly this."""
-        return self.comparison is not None and self.comparison.equal and not self.changed
+        found = self.comparison
+        return found is not None and found.equal and found.whole and not self.changed
 
 
 def record(
@@ -71,14 +72,14 @@ def record(
     request: Request,
     *,
     progress: Progress,
-    tell: Callable[[str], None] = lambda text: None,
+    log: Callable[[str], None] = lambda text: None,
 ) -> Recording:
     """Obtain a golden's stream again and compare it with the store's; publish it if it may be.
 
     A new golden of a user's own model is published without being asked; any other only when the
     request accepts it. What is equal is not written again. Raises MissingError when the store has
     none and none may be written, and every error of reading the store unless a new golden is to
-    replace the old one. tell: called with what the user should know before the work begins.
+    replace the old one. log: called with what the user should know before the work begins.
     """
     name = f"{suite.name}/{arch}"
     old = _read_old(store, name, suite, request)
@@ -97,7 +98,7 @@ def record(
     job = inputs.first(count, inputs.job.steps)
     crew = suitable_crew(job, inputs.facts, request.jobs)
     if crew.note:
-        tell(f"{name}: {crew.note}")
+        log(f"{name}: {crew.note}")
     if old and not changed and not request.sequential:
         stream, how = _replay(job, inputs, old.stream.first(count), progress, crew)
         result = Recording(how, old, changed, None, None)
@@ -105,9 +106,9 @@ def record(
         if suite.own and not store.refusal() and result.equal:
             discard(Path(store.root), inputs.identity)
         return result
-    with _journal(store, suite, inputs, request, tell) as journal:
+    with _journal(store, suite, inputs, request, log) as journal:
         if journal and journal.begun:
-            tell(f"{name}: going on where an earlier recording ended ({journal.begun})")
+            log(f"{name}: going on where an earlier recording ended ({journal.begun})")
         stream = oracle.generate(
             job,
             inputs.facts,
@@ -169,7 +170,7 @@ def _journal(
     suite: Suite,
     inputs: Inputs,
     request: Request,
-    tell: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> Iterator[Journal | None]:
     """The journal of a user's own model; suites are soon done. None where nothing may be written.
 
@@ -180,7 +181,7 @@ def _journal(
         yield None
         return
     if refusal := store.refusal():
-        tell(f"{name}: what is generated is not kept: {refusal}")
+        log(f"{name}: what is generated is not kept: {refusal}")
         yield None
         return
     with opened(Path(store.root), inputs.identity) as journal:
@@ -188,7 +189,7 @@ def _journal(
             yield journal
         except KeyboardInterrupt:
             if not journal.empty:
-                tell(f"{name}: interrupted; the same command goes on from here")
+                log(f"{name}: interrupted; the same command goes on from here")
             raise
 
 

@@ -7,9 +7,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bitassay.kernels.checks import adjacent, check_dtype, check_runs, check_shape
+from bitassay.kernels.checks import adjacent, check_runs, check_shape
 from bitassay.kernels.device import on_device
 from bitassay.kernels.elementary import silu
+from bitassay.reference.spec.dtypes import require_dtype
 
 _GRAIN = 1024  # elements of a program: 8 a thread, read in one piece
 
@@ -37,7 +38,7 @@ def silu_and_mul(gate_up: Tensor, *, out: Tensor | None = None) -> Tensor:  # [T
     gate_up: bf16 or fp16, any row stride; computed in fp32 and rounded once. out: where to write,
     any row stride. Raises TypeError or ValueError for another dtype or an odd width.
     """
-    check_dtype(gate_up=gate_up)
+    require_dtype("transformer", gate_up=gate_up.dtype)
     if gate_up.dim() != 2 or gate_up.shape[1] % 2 or not adjacent(gate_up):
         raise ValueError(
             f"expected [T, 2 * F] with adjacent columns, found {list(gate_up.shape)} with strides "

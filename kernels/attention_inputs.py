@@ -11,6 +11,7 @@ from torch import Tensor
 from bitassay.kernels.checks import adjacent
 from bitassay.kernels.device import check_same_device
 from bitassay.reference.spec.contract import Contract
+from bitassay.reference.spec.dtypes import require_dtype
 from bitassay.reference.spec.polynomials import SOFTMAX_SCALE
 
 
@@ -71,12 +72,7 @@ class Inputs:
     def check(self) -> None:
         """Raise TypeError or ValueError, naming what was expected, for what does not fit."""
         q, k, v, out = self.q, self.k_cache, self.v_cache, self.out
-        dtypes = [x.dtype for x in (q, k, v, out)]
-        if q.dtype not in (torch.bfloat16, torch.float16) or len(set(dtypes)) > 1:
-            raise TypeError(
-                "expected q, k, v and out of one dtype, bfloat16 or float16, found "
-                f"{', '.join(map(str, dtypes))}"
-            )
+        require_dtype("transformer", q=q.dtype, k_cache=k.dtype, v_cache=v.dtype, out=out.dtype)
         if q.dim() != 3 or k.dim() != 4 or k.shape != v.shape or q.shape[-1] != k.shape[-1]:
             raise ValueError(
                 "expected q [T, Hq, D], k_cache and v_cache [B, block size, Hkv, D], found "

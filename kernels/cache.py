@@ -11,9 +11,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bitassay.kernels.checks import adjacent, check_dtype
+from bitassay.kernels.checks import adjacent
 from bitassay.kernels.device import check_device, check_same_device, is_interpreted, on_device
 from bitassay.kernels.flags import Flag
+from bitassay.reference.spec.dtypes import require_dtype
 
 BLOCK_SIZE = 16  # tokens of a cache block
 _OUTSIDE = Flag()
@@ -54,7 +55,9 @@ def write(  # [T, Hkv, D], [T, Hkv, D], [B, 16, Hkv, D], [B, 16, Hkv, D], [T] ->
     For a slot outside -1 … 16 * B - 1 nothing is stored, and `check` raises. Raises TypeError or
     ValueError for what does not fit.
     """
-    check_dtype(k=k, v=v, k_cache=k_cache, v_cache=v_cache)
+    facts = require_dtype(
+        "transformer", k=k.dtype, v=v.dtype, k_cache=k_cache.dtype, v_cache=v_cache.dtype
+    )
     _check(k, v, k_cache, v_cache, slots)
     check_same_device(k, v, k_cache, v_cache, slots)
     check_device(is_interpreted(_write), k.device)
@@ -63,8 +66,8 @@ def write(  # [T, Hkv, D], [T, Hkv, D], [B, 16, Hkv, D], [B, 16, Hkv, D], [T] ->
         return
     with on_device(k.device):
         _write[(tokens,)](
-            k.view(torch.int16), v.view(torch.int16), slots,
-            k_cache.view(torch.int16), v_cache.view(torch.int16), _OUTSIDE.on(k.device),
+            k.view(facts.integer), v.view(facts.integer), slots,
+            k_cache.view(facts.integer), v_cache.view(facts.integer), _OUTSIDE.on(k.device),
             k_cache.shape[0], heads,
             *k.stride()[:2], *v.stride()[:2], slots.stride(0),
             *k_cache.stride()[:3], *v_cache.stride()[:3],

@@ -10,16 +10,6 @@ from torch import Tensor
 from bitassay.kernels.device import check_device, check_same_device, is_interpreted
 from bitassay.reference.spec.target import emulated_arch
 
-MODEL_DTYPES = (torch.bfloat16, torch.float16)
-
-
-def check_dtype(**tensors: Tensor) -> None:
-    """Raise TypeError unless all named tensors are of one dtype, bf16 or fp16."""
-    dtypes = {t.dtype for t in tensors.values()}
-    if len(dtypes) != 1 or not dtypes <= set(MODEL_DTYPES):
-        found = ", ".join(f"{name} {t.dtype}" for name, t in tensors.items())
-        raise TypeError(f"expected one dtype, bfloat16 or float16, found {found}")
-
 
 def check_shape(name: str, x: Tensor, shape: Sequence[int], dtype: torch.dtype) -> None:
     """Raise ValueError unless x has a dtype, a shape, and adjacent elements in its last axis."""

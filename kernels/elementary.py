@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from bitassay.reference.spec import polynomials
+from bitassay.reference.spec.dtypes import FLOAT32
 
 _MAGIC = tl.constexpr(polynomials.MAGIC)
 _LOG2E = tl.constexpr(polynomials.LOG2E)
@@ -21,7 +22,7 @@ _EXP2 = tl.constexpr(polynomials.EXP2)
 _EXP = tl.constexpr(polynomials.EXP)
 _LOG1P = tl.constexpr(polynomials.LOG1P)
 _ROOT_HALF = tl.constexpr(0x3F3504F3)  # the bits of sqrt(1/2)
-_ONE = tl.constexpr(0x3F800000)  # the bits of 1.0
+_ONE = tl.constexpr(FLOAT32.one)
 _INFINITY = tl.constexpr(float("inf"))
 
 
@@ -76,11 +77,11 @@ def silu(x):
 
 
 @triton.jit
-def log(s):
-    """Return the natural logarithm of a finite normal s >= 1."""
-    pattern = s.to(tl.int32, bitcast=True)
+def log(x):
+    """Return the natural logarithm of a finite normal x >= 1."""
+    pattern = x.to(tl.int32, bitcast=True)
     k = (pattern - _ROOT_HALF) >> 23
-    t = (pattern - (k << 23)).to(tl.float32, bitcast=True) - 1.0  # s = 2**k * (1 + t)
+    t = (pattern - (k << 23)).to(tl.float32, bitcast=True) - 1.0  # x = 2**k * (1 + t)
     y = tl.fma(t * t, _horner(t, _LOG1P, 8), t)
     kf = k.to(tl.float32)
     return tl.fma(kf, _LN2_HI, tl.fma(kf, _LN2_LO, y))

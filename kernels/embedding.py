@@ -13,8 +13,8 @@ from torch import Tensor
 
 from bitassay.kernels.device import check_device, check_same_device, is_interpreted, on_device
 from bitassay.kernels.flags import Flag
+from bitassay.reference.spec.dtypes import require_dtype
 
-_NAN = {torch.bfloat16: 0x7FFF, torch.float16: 0x7FFF, torch.float32: 0x7FFFFFFF}
 _OUTSIDE = Flag()
 
 
@@ -49,6 +49,7 @@ def embedding(  # [T], [V, H] -> [T, H]
     weight's dtype, with any row stride. The row of an id outside 0 … V-1 is NaN, and `check`
     raises for it. Raises TypeError or ValueError for other dtypes or shapes.
     """
+    facts = require_dtype("weight", weight=weight.dtype)
     _check(ids, weight, out)
     check_device(is_interpreted(_embedding), weight.device)
     height, width = ids.shape[0], weight.shape[1]
@@ -61,10 +62,10 @@ def embedding(  # [T], [V, H] -> [T, H]
     grid = (triton.cdiv(height, block_t), triton.cdiv(width, block_h))
     with on_device(weight.device):
         _embedding[grid](
-            ids, _as_integers(weight), _as_integers(out), _OUTSIDE.on(weight.device),
+            ids, weight.view(facts.integer), out.view(facts.integer), _OUTSIDE.on(weight.device),
             height, weight.shape[0], width,
             ids.stride(0), *weight.stride(), out.stride(0),
-            NAN=_NAN[weight.dtype], BLOCK_T=block_t, BLOCK_H=block_h,
+            NAN=facts.canonical_nan, BLOCK_T=block_t, BLOCK_H=block_h,
             num_warps=4, enable_fp_fusion=False,
         )  # fmt: skip
     return out
@@ -80,16 +81,9 @@ def check() -> None:
         )
 
 
-def _as_integers(x: Tensor) -> Tensor:
-    return x.view(torch.int32 if x.element_size() == 4 else torch.int16)
-
-
 def _check(ids: Tensor, weight: Tensor, out: Tensor | None) -> None:
-    if ids.dtype not in (torch.int32, torch.int64) or weight.dtype not in _NAN:
-        raise TypeError(
-            "expected ids int32 or int64 and a weight bfloat16, float16 or float32, found "
-            f"{ids.dtype} and {weight.dtype}"
-        )
+    if ids.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"expected ids int32 or int64, found {ids.dtype}")
     if ids.dim() != 1 or weight.dim() != 2 or (ids.numel() and not weight.shape[0]):
         raise ValueError(
             f"expected ids [T] and weight [V, H], found {list(ids.shape)} and {list(weight.shape)}"

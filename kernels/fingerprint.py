@@ -13,7 +13,8 @@ from torch import Tensor
 
 from bitassay.kernels.device import check_device, is_interpreted, on_device
 from bitassay.kernels.fingerprint_into import fingerprint_into as fingerprint_into
-from bitassay.kernels.hash import INFINITY, mix
+from bitassay.kernels.hash import mix
+from bitassay.reference.spec.dtypes import require_dtype
 
 _GRAIN = 8192  # elements a program mixes; in the emulator few programs are quicker than many
 _EMULATED_GRAIN = 1 << 18
@@ -45,8 +46,7 @@ def fingerprint_rows(x: Tensor, columns: int | None = None) -> Tensor:  # [R, D]
     x: fp32, bf16 or fp16, any strides. columns: only the first so many count, which leaves out a
     padded vocabulary. Raises TypeError or ValueError for other dtypes or shapes.
     """
-    if x.dtype not in INFINITY:
-        raise TypeError(f"expected float32, bfloat16 or float16, found {x.dtype}")
+    facts = require_dtype("result", x.dtype)
     if x.dim() != 2 or not 0 <= (x.shape[1] if columns is None else columns) <= x.shape[1]:
         raise ValueError(f"expected [R, D] and columns within D, found {list(x.shape)}, {columns}")
     interpreted = is_interpreted(_fingerprint_rows)
@@ -61,10 +61,10 @@ def fingerprint_rows(x: Tensor, columns: int | None = None) -> Tensor:  # [R, D]
     grid = (triton.cdiv(height, block_r), triton.cdiv(width, block_d))
     with on_device(x.device):
         _fingerprint_rows[grid](
-            x.view(torch.int32 if x.element_size() == 4 else torch.int16), out,
+            x.view(facts.integer), out,
             height, width,
             *x.stride(),
-            INFINITY=INFINITY[x.dtype], WIDTH=8 * x.element_size(),
+            INFINITY=facts.last_number, WIDTH=facts.bits,
             BLOCK_R=block_r, BLOCK_D=block_d,
             num_warps=8, enable_fp_fusion=False,
         )  # fmt: skip

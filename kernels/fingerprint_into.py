@@ -19,7 +19,8 @@ import triton.language as tl
 from torch import Tensor
 
 from bitassay.kernels.device import check_device, check_same_device, is_interpreted, on_device
-from bitassay.kernels.hash import INFINITY, mix, mix_16
+from bitassay.kernels.hash import mix, mix_16
+from bitassay.reference.spec.dtypes import DType, require_dtype
 
 MOST = 16  # tensors a launch takes
 _FEW, _MANY = 64, 512  # rows, up to which launches differ
@@ -128,14 +129,13 @@ class _Plan(NamedTuple):
     taken: tuple[int, ...]
     widths: tuple[int, ...]
     strides: tuple[int, ...]
-    infinity: int
-    bits: int  # of an element
+    dtype: DType
     pairs: bool
 
     @property
     def words(self) -> int:
         """The words of the widest row."""
-        return -(-self.widths[0] * self.bits // 32)
+        return -(-self.widths[0] * self.dtype.bits // 32)
 
 
 def fingerprint_into(
@@ -179,8 +179,8 @@ def fingerprint_into(
                 count, out.shape[0],
                 *out.stride(), slots.stride(0),
                 WIDTHS=plan.widths, STRIDES=plan.strides,
-                EXCESS=_excesses(plan.widths, plan.bits, some.words),
-                INFINITY=plan.infinity, WIDTH=plan.bits, PAIRS=plan.pairs,
+                EXCESS=_excesses(plan.widths, plan.dtype.bits, some.words),
+                INFINITY=plan.dtype.last_number, WIDTH=plan.dtype.bits, PAIRS=plan.pairs,
                 BLOCK_R=some.rows, WORDS=some.words,
                 num_warps=some.warps, enable_fp_fusion=False,
             )  # fmt: skip
@@ -196,22 +196,21 @@ def _plans(
     layout: tuple[tuple[torch.dtype, tuple[int, ...], tuple[int, ...], bool], ...], count: int
 ) -> list[_Plan]:
     """Check dtypes, shapes and strides of the tensors; return the launches that take them."""
-    groups: dict[tuple[torch.dtype, bool], list[tuple[int, int, int]]] = {}
+    groups: dict[tuple[DType, bool], list[tuple[int, int, int]]] = {}
     for i, (dtype, shape, strides, aligned) in enumerate(layout):
-        if dtype not in INFINITY:
-            raise TypeError(f"rows[{i}]: expected float32, bfloat16 or float16, found {dtype}")
+        facts = require_dtype("result", **{f"rows[{i}]": dtype})
         if len(shape) != 2 or shape[0] != count or (strides[1] != 1 and shape[1] > 1):
             found = f"{list(shape)} with strides {list(strides)}"
             raise ValueError(f"rows[{i}]: expected [{count}, D] of adjacent columns, found {found}")
         pairs = aligned and shape[1] % 2 == 0 and strides[0] % 2 == 0
-        group = groups.setdefault((dtype, pairs or dtype.itemsize == 4), [])
+        group = groups.setdefault((facts, pairs or facts.bits == 32), [])
         group.append((shape[1], strides[0], i))
     plans = []
-    for (dtype, pairs), group in groups.items():
+    for (facts, pairs), group in groups.items():
         group.sort(key=lambda one: -one[0])  # widest first, so that none of these begins late
         for first in range(0, len(group), MOST):
             widths, strides, taken = zip(*group[first : first + MOST], strict=True)
-            plans.append(_Plan(taken, widths, strides, INFINITY[dtype], 8 * dtype.itemsize, pairs))
+            plans.append(_Plan(taken, widths, strides, facts, pairs))
     return plans
 
 

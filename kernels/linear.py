@@ -16,8 +16,7 @@ from bitassay.kernels.linear_pointer import INTERPRETED, linear_pointer
 from bitassay.kernels.linear_tma import fits, linear_tma
 from bitassay.kernels.tiles import Tile
 from bitassay.reference.spec.contract import Contract
-
-_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+from bitassay.reference.spec.dtypes import require_dtype
 
 
 def linear(  # [T, K], [N, K], [N] -> [T, N]
@@ -116,11 +115,7 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         raise ValueError(
             f"expected x [T, K] and weight [N, K], found {list(x.shape)} and {list(weight.shape)}"
         )
-    if weight.dtype not in _DTYPES or x.dtype != weight.dtype:
-        raise TypeError(
-            f"expected one dtype of bfloat16, float16 and float32, found x {x.dtype} and weight "
-            f"{weight.dtype}"
-        )
+    require_dtype("weight", x=x.dtype, weight=weight.dtype)
     if bias is not None and (bias.dtype != x.dtype or bias.shape != (weight.shape[0],)):
         raise ValueError(
             f"bias: expected {x.dtype} [{weight.shape[0]}], found {bias.dtype} {list(bias.shape)}"

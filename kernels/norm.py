@@ -13,9 +13,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bitassay.kernels.checks import adjacent, check_dtype, check_runs, check_shape
+from bitassay.kernels.checks import adjacent, check_runs, check_shape
 from bitassay.kernels.device import on_device
 from bitassay.kernels.tree import tree_sum
+from bitassay.reference.spec.dtypes import require_dtype
 
 MAX_WIDTH = 16384  # what a program can hold in registers
 
@@ -98,7 +99,7 @@ def add_rms_norm(  # [T, D], [T, D], [D] -> [T, D], [T, D]
     out, residual_out: where to write; residual_out may be residual, out may be x. Otherwise as
     `rms_norm`.
     """
-    check_dtype(x=x, residual=residual)
+    require_dtype("transformer", x=x.dtype, residual=residual.dtype)
     check_shape("residual", residual, x.shape, x.dtype)
     if residual_out is None:
         residual_out = torch.empty(residual.shape, dtype=x.dtype, device=x.device)
@@ -114,7 +115,7 @@ def _launch(
     total: Tensor | None,
     shape: Shape | None,
 ) -> tuple[Tensor, Tensor]:
-    check_dtype(x=x, weight=weight)
+    require_dtype("transformer", x=x.dtype, weight=weight.dtype)
     if x.dim() not in (2, 3) or weight.shape != x.shape[-1:] or not adjacent(x):
         raise ValueError(
             "expected x [T, D] or [T, heads, D] with adjacent columns and weight [D], found "
@@ -178,7 +179,7 @@ def add(  # [T, D], [T, D] -> [T, D]
     x, residual: one dtype, bf16 or fp16, any row stride. out: where to write, maybe x or residual.
     Raises TypeError or ValueError for what does not fit.
     """
-    check_dtype(x=x, residual=residual)
+    require_dtype("transformer", x=x.dtype, residual=residual.dtype)
     if x.dim() != 2 or not adjacent(x):
         raise ValueError(
             f"x: expected [T, D] with adjacent columns, found {list(x.shape)} with strides "

@@ -16,8 +16,9 @@ from torch import Tensor
 from bitassay.kernels.embedding import embedding
 from bitassay.kernels.linear import accumulate, bmm
 from bitassay.reference.spec.contract import Contract
+from bitassay.reference.spec.dtypes import with_role
 
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+DTYPES = tuple(record.dtype for record in with_role("weight"))
 NOT_COVERED = (
     "other dtypes, other devices, sparse and nested tensors",
     "baddbmm, addbmm, addmv, vdot, and mm, addmm, bmm with out_dtype",

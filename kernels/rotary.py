@@ -11,9 +11,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bitassay.kernels.checks import adjacent, check_dtype, check_runs, check_shape
+from bitassay.kernels.checks import adjacent, check_runs, check_shape
 from bitassay.kernels.device import on_device
 from bitassay.kernels.flags import Flag
+from bitassay.reference.spec.dtypes import require_dtype
 
 _OUTSIDE = Flag()
 _HEADS = 8  # a program turns at most so many heads of one token
@@ -89,7 +90,7 @@ def apply(  # [T, Hq, D], [T, Hkv, D], [T], [P, D / 2], [P, D / 2] -> [T, Hq, D]
     write, with strides as free as those of q and k. The row of a position outside 0 … P-1 is NaN,
     and `check` raises for it. Raises TypeError or ValueError for what does not fit.
     """
-    check_dtype(q=q, k=k)
+    require_dtype("transformer", q=q.dtype, k=k.dtype)
     _check(q, k, positions, cos, sin)
     if out is None:
         out = _empty(q), _empty(k)

@@ -18,9 +18,8 @@ from bitassay.kernels.elementary import exp, log
 from bitassay.kernels.flags import CLEAR, Flag
 from bitassay.kernels.tree import tree_sum
 from bitassay.reference.spec.contract import Contract
+from bitassay.reference.spec.dtypes import require_dtype
 
-_INTEGERS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
-_INFINITY = {torch.bfloat16: 0x7F80, torch.float16: 0x7C00, torch.float32: 0x7F800000}
 _NANS = Flag()
 _NO_MAXIMUM = Flag()
 
@@ -103,8 +102,7 @@ def log_softmax(logits: Tensor, *, contract: Contract) -> Tensor:  # [T, V] -> [
     `check` raises for a row that holds NaN or +inf, or nothing but -inf. Raises TypeError or
     ValueError for what does not fit, RuntimeError for another architecture than the contract's.
     """
-    if logits.dtype not in _INTEGERS:
-        raise TypeError(f"expected bfloat16, float16 or float32, found {logits.dtype}")
+    require_dtype("logits", logits.dtype)
     if logits.dim() != 2 or logits.shape[1] == 0 or not adjacent(logits):
         raise ValueError(
             "expected logits [T, V] with adjacent columns, V at least 1, found "
@@ -154,15 +152,14 @@ def _leading(logits: Tensor, k: int, nans: Flag, first_row: int) -> Tensor:  # -
 
 
 def _keys(logits: Tensor, nans: Flag, first_row: int) -> Tensor:  # -> rank << 32 minus id, [T, V]
-    if logits.dtype not in _INTEGERS:
-        raise TypeError(f"expected bfloat16, float16 or float32, found {logits.dtype}")
+    facts = require_dtype("logits", logits.dtype)
     if logits.dim() != 2 or logits.shape[1] == 0:
         raise ValueError(f"expected logits [T, V], V at least 1, found {list(logits.shape)}")
-    pattern = logits.view(_INTEGERS[logits.dtype]).long()
-    magnitude = pattern & (1 << 8 * logits.element_size() - 1) - 1
+    pattern = logits.view(facts.integer).long()
+    magnitude = pattern & facts.magnitude
     ids = torch.arange(logits.shape[1], device=logits.device)
     rows = torch.arange(first_row, first_row + logits.shape[0], device=logits.device)[:, None]
-    place = torch.where(magnitude > _INFINITY[logits.dtype], rows << 32 | ids, CLEAR)
+    place = torch.where(magnitude > facts.last_number, rows << 32 | ids, CLEAR)
     nans.note(place.amin(1))
     return (torch.where(pattern < 0, -magnitude, magnitude) << 32) - ids
 

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 
 from bitassay.reference.spec.arch import family_of
+from bitassay.reference.spec.dtypes import require_dtype
 
 Kind = Literal["pointer", "tma"]
 
@@ -190,10 +191,9 @@ def in_use(arch: str, dtype: torch.dtype) -> tuple[Tile, ...]:
 
 def _rows(arch: str, dtype: torch.dtype, descriptors: bool) -> tuple[Row, ...]:
     family = family_of(arch)
+    require_dtype("weight", dtype)
     if dtype == torch.float32:
         return _IEEE
-    if dtype not in (torch.bfloat16, torch.float16):
-        raise TypeError(f"expected bfloat16, float16 or float32, found {dtype}")
     if family == "ampere":
         return _AMPERE
     return _HOPPER if descriptors else _HOPPER_POINTER

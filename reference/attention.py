@@ -16,6 +16,7 @@ from torch import Tensor
 from bitassay.reference.elementary import exp2
 from bitassay.reference.floats import fma, round_to
 from bitassay.reference.spec.contract import Contract
+from bitassay.reference.spec.dtypes import require_dtype
 from bitassay.reference.spec.polynomials import SOFTMAX_SCALE
 from bitassay.reference.tensor_core import matmul
 from bitassay.reference.tree import tree_sum
@@ -175,11 +176,7 @@ def _highest(score: Tensor) -> Tensor:
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
-    if q.dtype not in (torch.bfloat16, torch.float16) or {k.dtype, v.dtype} != {q.dtype}:
-        raise TypeError(
-            f"expected q, k, v of one dtype, bfloat16 or float16, found {q.dtype}, {k.dtype}, "
-            f"{v.dtype}"
-        )
+    require_dtype("transformer", q=q.dtype, k=k.dtype, v=v.dtype)
     if any(x.dim() != 3 for x in (q, k, v)) or k.shape != v.shape or q.shape[2] != k.shape[2]:
         raise ValueError(
             f"expected q [T, Hq, D], k and v [S, Hkv, D], found {list(q.shape)}, {list(k.shape)}, "

@@ -24,6 +24,7 @@ from bitassay.reference.checkpoints.checkpoint import (
 from bitassay.reference.decoding import Ids, check_ids, choose
 from bitassay.reference.embedding import embedding
 from bitassay.reference.fingerprint import fingerprint_rows, fold
+from bitassay.reference.generation import OnTokens
 from bitassay.reference.linear import lm_head, prepare
 from bitassay.reference.spec.contract import Contract
 from bitassay.reference.trace import TOP, Trace
@@ -86,8 +87,8 @@ class ContextLM:
     def generate(self, prompt_ids: Ids, max_tokens: int) -> Trace:
         """Decode greedily, one token at a time, exactly max_tokens of them (end of text or not).
 
-        Raises ValueError for an empty prompt, an id outside the vocabulary, max_tokens below 1,
-        and NaN among the logits.
+        Raises ValueError for max_tokens below 1, and SequenceError for an empty prompt, an id
+        outside the vocabulary, and NaN among the logits.
         """
         return self.generate_many([prompt_ids], max_tokens)[0]
 
@@ -96,10 +97,12 @@ class ContextLM:
         prompts: Sequence[Ids],
         max_tokens: int,
         progress: Callable[[int, int], None] = lambda done, total: None,
+        on_tokens: OnTokens | None = None,
     ) -> list[Trace]:
         """Generate for many prompts, a step of all of them in one product; else as `generate`.
 
-        progress is called with the steps done and the steps there are.
+        progress: called with the steps done and the steps there are. on_tokens: called after each
+        step with the tokens it chose.
         """
         if max_tokens < 1:
             raise ValueError(f"expected max_tokens of at least 1, found {max_tokens}")
@@ -112,8 +115,10 @@ class ContextLM:
             # Only the last context is looked at: a row depends on nothing older.
             hidden = [self.hidden(ids[-self.context_size :])[-1:] for ids in sequences]
             steps.append(self._choose(torch.cat(hidden), [(i, step) for i in range(len(checked))]))
-            chosen = steps[-1][0].long().split(1)
-            sequences = [torch.cat(pair) for pair in zip(sequences, chosen, strict=True)]
+            chosen = steps[-1][0].long()
+            if on_tokens is not None:
+                on_tokens(chosen.tolist())
+            sequences = [torch.cat(pair) for pair in zip(sequences, chosen.split(1), strict=True)]
         progress(max_tokens, max_tokens)
         columns = [torch.stack(column, dim=1) for column in zip(*steps, strict=True)]
         return [
@@ -145,7 +150,7 @@ class ContextLM:
             return []
         progress(0, len(prompts))
         checked = check_ids(prompts, self.vocab_size)
-        recorded = check_ids(tokens, self.vocab_size, "recorded tokens of prompt")
+        recorded = check_ids(tokens, self.vocab_size, "recorded tokens")
         rows, prompt_folds, steps = [], [], []
         for index, (prompt, sequence) in enumerate(zip(checked, recorded, strict=True)):
             # The last token chooses nothing, so it is not fed.

@@ -9,38 +9,49 @@ from torch import Tensor
 
 from bitassay.reference.floats import bits
 from bitassay.reference.sample import greedy, margin_ulps, top_k
+from bitassay.reference.spec.errors import SequenceError
 from bitassay.reference.trace import TOP
 
 Ids = Sequence[int] | Tensor
 
 
 def check_ids(
-    sequences: Sequence[Ids] | Tensor, vocab_size: int, what: str = "prompt"
+    prompts: Sequence[Ids] | Tensor, vocab_size: int, part: str | None = None
 ) -> list[Tensor]:
-    """Return sequences of token ids as int64 tensors.
+    """Return the token ids of prompts, or those of a part of each, as int64 tensors.
 
-    Raises ValueError naming the sequence (`what` and its number) that is empty, is not made of
-    integers, or holds an id outside the vocabulary.
+    part: what the ids are, where they are not the prompt's own ("recorded tokens"). Raises
+    SequenceError as `check_sequence`, with the prompt's number and the part.
     """
     checked = []
-    for index, sequence in enumerate(sequences):
-        ids = torch.as_tensor(sequence)
-        if ids.dim() != 1 or len(ids) == 0:
-            raise ValueError(
-                f"{what} {index}: expected at least one token id, found shape {list(ids.shape)}"
-            )
-        if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
-            raise ValueError(f"{what} {index}: expected integer ids, found {ids.dtype}")
-        outside = (ids < 0) | (ids >= vocab_size)
-        if outside.any():
-            at = int(outside.nonzero()[0])
-            raise ValueError(
-                f"{what} {index}, position {at}: expected an id within 0 … {vocab_size - 1} "
-                f"(vocabulary of {vocab_size}), found {int(ids[at])}: encode it with this model's "
-                "tokenizer"
-            )
-        checked.append(ids.long())
+    for index, ids in enumerate(prompts):
+        try:
+            checked.append(check_sequence(ids, vocab_size))
+        except SequenceError as error:
+            raise error.located(prompt=index, part=part) from None
     return checked
+
+
+def check_sequence(sequence: Ids, vocab_size: int) -> Tensor:  # -> [T]
+    """Return one sequence of token ids as an int64 tensor.
+
+    Raises SequenceError when it is empty, is not made of integers, or holds an id outside the
+    vocabulary, with the position of the first.
+    """
+    ids = torch.as_tensor(sequence)
+    if ids.dim() != 1 or len(ids) == 0:
+        raise SequenceError(f"expected at least one token id, found shape {list(ids.shape)}")
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise SequenceError(f"expected integer ids, found {ids.dtype}")
+    outside = (ids < 0) | (ids >= vocab_size)
+    if outside.any():
+        at = int(outside.nonzero()[0])
+        raise SequenceError(
+            f"expected an id within 0 … {vocab_size - 1} (vocabulary of {vocab_size}), found "
+            f"{int(ids[at])}: encode it with this model's tokenizer",
+            position=at,
+        )
+    return ids.long()
 
 
 def choose(  # [R, V] -> [R], [R, 8], [R, 8], [R]
@@ -48,7 +59,7 @@ def choose(  # [R, V] -> [R], [R, 8], [R, 8], [R]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return tokens, top ids, top bits and margins of rows of logits, in a `Trace`'s dtypes.
 
-    rows: (prompt, step) of each row, for the ValueError that a NaN raises.
+    rows: (prompt, step) of each row, for the SequenceError that a NaN raises.
     """
     refuse_nan(logits, rows)
     values, ids = top_k(logits, TOP)
@@ -62,12 +73,14 @@ def choose(  # [R, V] -> [R], [R, 8], [R, 8], [R]
 
 
 def refuse_nan(logits: Tensor, rows: Sequence[tuple[int, int]], what: str = "logits") -> None:
-    """Raise ValueError naming the (prompt, step) of the first row that holds NaN, and the id."""
+    """Raise SequenceError with the (prompt, step) of the first row that holds NaN, and the id."""
     nan = logits.isnan()
     if nan.any():
         row, token = nan.nonzero()[0].tolist()
         prompt, step = rows[row]
-        raise ValueError(
-            f"prompt {prompt}, step {step}: expected numbers among the {what}, found NaN, "
-            f"first at id {token}: the weights are too large to be decoded"
+        raise SequenceError(
+            f"expected numbers among the {what}, found NaN, first at id {token}: the weights are "
+            "too large to be decoded",
+            prompt=prompt,
+            step=step,
         )

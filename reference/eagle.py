@@ -21,9 +21,8 @@ from bitassay.reference.eagle_head import EagleHead
 from bitassay.reference.eagle_replay import Replayed, blank_drafts, fold_prompt, replay_drafts
 from bitassay.reference.fingerprint import fingerprint_rows
 from bitassay.reference.generation import (
-    Generator,
     KVCache,
-    Observe,
+    OnTokens,
     Prints,
     Progress,
     Record,
@@ -59,10 +58,6 @@ class Eagle:
         checkpoint = head if isinstance(head, Checkpoint) else load_checkpoint(head)
         return cls(load_model(target, contract=contract), checkpoint)
 
-    def logits(self, hidden: Tensor) -> Tensor:  # [T, H] -> [T, V]
-        """Return the target's logits; `generate_many` asks for them once a step."""
-        return self.target.logits(hidden)
-
     def generate(self, prompt_ids: Ids, max_tokens: int, num_draft_tokens: int) -> EagleTrace:
         """Decode one sequence in rounds that draft up to num_draft_tokens, exactly max_tokens.
 
@@ -87,15 +82,16 @@ class Eagle:
         prompts: Sequence[Ids],
         max_tokens: int,
         progress: Progress = lambda done, total: None,
+        on_tokens: OnTokens | None = None,
     ) -> list[EagleTrace]:
         """Decode greedily without drafts, then replay the drafts along the streams.
 
-        Equal to `replay_many` of the tokens that `CausalLM.generate_many` chooses; errors as there.
+        Equal to `replay_many` of the tokens that `CausalLM.generate_many` chooses; arguments and
+        errors as there.
         """
-        plain = _Asking(self)
         rows = sum(len(ids) + max_tokens - 1 for ids in check_ids(prompts, self.vocab_size))
-        traces = plain.generate_many(
-            prompts, max_tokens, lambda done, total: progress(done, 3 * rows)
+        traces = self.target.generate_many(
+            prompts, max_tokens, lambda done, total: progress(done, 3 * rows), on_tokens
         )
         tokens = [trace.tokens for trace in traces]
         found = self.replay_many(
@@ -243,24 +239,6 @@ class _Taken:
 
     def rows(self) -> Tensor:  # -> [R, W]
         return torch.cat([self._rows[name] for name in self._operations], dim=1)
-
-
-class _Asking(Generator):
-    """The target, asked for logits through the `Eagle` that it belongs to."""
-
-    def __init__(self, eagle: Eagle) -> None:
-        target = eagle.target
-        positions = target.config.max_position_embeddings
-        super().__init__(target.operations, target.vocab_size, positions)
-        self._eagle = eagle
-
-    def forward(
-        self, fed: list[Tensor], caches: list[KVCache], observe: Observe | None = None
-    ) -> Tensor:
-        return self._eagle.target.forward(fed, caches, observe)
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        return self._eagle.logits(hidden)
 
 
 def _with(trace: Trace, drafts: Drafts) -> EagleTrace:

@@ -66,7 +66,7 @@ def replay_drafts(
     """Return the drafts along finished sequences.
 
     A draft counts as accepted where it is the sequence's own token. advance: called with how many
-    of the target's rows, as a measure, are done. Raises ValueError naming the sequence's number
+    of the target's rows, as a measure, are done. Raises SequenceError with the sequence's number
     and the step whose logits hold NaN.
     """
     found = [blank_drafts(one.tokens, len(head.operations)) for one in batch]

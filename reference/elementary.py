@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from bitassay.reference.floats import bits, canonical_nan, fma
+from bitassay.reference.spec.dtypes import FLOAT32
 from bitassay.reference.spec.polynomials import EXP, EXP2, LN2_HI, LN2_LO, LOG1P, LOG2E, MAGIC
 
-_ONE = 0x3F800000  # the bits of 1.0
+_ONE = FLOAT32.one
 _SQRT_HALF = 0x3F3504F3  # the bits of the fp32 nearest to sqrt(1/2)
 
 

@@ -6,18 +6,24 @@ import torch
 from torch import Tensor
 
 from bitassay.reference.floats import bits, canonical_nan
+from bitassay.reference.spec.dtypes import require_dtype
 
 _GOLDEN_RATIO = -0x61C8864680B583EB  # 0x9E3779B97F4A7C15 as a signed 64-bit integer
 
 
-def fingerprint_rows(x: Tensor) -> Tensor:  # [R, D] -> [R]
+def fingerprint_rows(x: Tensor) -> Tensor:  # [R, ...] -> [R]
     """Return each row's fingerprint: int64 that hold the bits of a uint64.
 
-    x: fp32, bf16 or fp16. Element i contributes mix((i + 1) << 32 | bits), where NaN counts as the
-    canonical one; contributions are summed modulo 2^64, so their order is free.
+    x: fp32, bf16 or fp16; a row of several dimensions, [heads, head_dim], is flattened. Element i
+    contributes mix((i + 1) << 32 | bits), where NaN counts as the canonical one; contributions are
+    summed modulo 2^64, so their order is free. Raises ValueError where there are no rows, [D] or
+    [], and TypeError for another dtype.
     """
-    width = 8 * x.element_size()
-    pattern = bits(canonical_nan(x).contiguous()).long() & (1 << width) - 1
+    if x.dim() < 2:
+        raise ValueError(f"expected rows [R, D] or [R, heads, head_dim], found {list(x.shape)}")
+    x = x.flatten(1)
+    facts = require_dtype("result", x.dtype)
+    pattern = bits(canonical_nan(x).contiguous()).long() & (1 << facts.bits) - 1
     index = torch.arange(1, x.shape[1] + 1, device=x.device, dtype=torch.int64) << 32
     return _mix(index | pattern).sum(1)
 

@@ -5,17 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_INT_OF_WIDTH = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-# NVIDIA GPUs write this NaN; an x86 CPU writes others, so both rooms canonicalise.
-CANONICAL_NAN = {torch.float32: 0x7FFFFFFF, torch.bfloat16: 0x7FFF, torch.float16: 0x7FFF}
-
-# (fraction bits, least normal exponent, largest finite value) of the formats results round to.
-_TARGETS = {
-    torch.bfloat16: (7, -126, float.fromhex("0x1.fep127")),
-    torch.float16: (10, -14, 65504.0),
-    torch.float32: (23, -126, float.fromhex("0x1.fffffep127")),
-}
+from bitassay.reference.spec.dtypes import INTEGER_OF_BYTES, require_dtype
 
 if float(torch.tensor(2.0**-126) * 0.5) == 0.0:
     raise RuntimeError(
@@ -26,14 +16,17 @@ if float(torch.tensor(2.0**-126) * 0.5) == 0.0:
 
 def bits(x: Tensor) -> Tensor:
     """Return the bit patterns of x as signed integers of the same width, sharing its memory."""
-    return x.view(_INT_OF_WIDTH[x.element_size()])
+    return x.view(INTEGER_OF_BYTES[x.element_size()])
 
 
 def canonical_nan(x: Tensor) -> Tensor:
-    """Return x (fp32, bf16, fp16) with every NaN replaced by NVIDIA's 0x7fffffff or 0x7fff."""
-    if x.dtype not in CANONICAL_NAN:
-        raise TypeError(f"expected float32, bfloat16 or float16, found {x.dtype}")
-    nan = torch.tensor(CANONICAL_NAN[x.dtype], dtype=_INT_OF_WIDTH[x.element_size()])
+    """Return x (fp32, bf16, fp16) with every NaN replaced by NVIDIA's 0x7fffffff or 0x7fff.
+
+    NVIDIA GPUs write this NaN; an x86 CPU writes others, so both rooms canonicalise. Raises
+    TypeError for another dtype.
+    """
+    facts = require_dtype("result", x.dtype)
+    nan = torch.tensor(facts.canonical_nan, dtype=facts.integer)
     return torch.where(x.isnan(), nan.to(x.device), bits(x)).view(x.dtype)
 
 
@@ -51,14 +44,13 @@ def round_to(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Round fp32 or fp64 once, to nearest-even, into dtype (bf16, fp16, fp32); canonical NaN.
 
     Written out because torch converts float64 to fp16 and bf16 through fp32, rounding twice.
+    Raises TypeError for another dtype.
     """
-    if dtype not in _TARGETS:
-        raise TypeError(f"expected to round to float32, bfloat16 or float16, found {dtype}")
+    facts = require_dtype("result", dtype)
     if x.dtype == torch.float32 or dtype == torch.float32:
         return canonical_nan(x.to(dtype))  # one hardware conversion: RN
-    fraction, least, _ = _TARGETS[dtype]
     finite = torch.where(x.isfinite(), x, 0.0)
-    unit = power_of_two(exponent(finite).clamp_min(least) - fraction)
+    unit = power_of_two(exponent(finite).clamp_min(facts.least_exponent) - facts.fraction_bits)
     rounded = torch.round(finite / unit) * unit  # RN, ties to even; both scalings are exact
     return canonical_nan(torch.where(x.isfinite(), rounded, x).to(torch.float32).to(dtype))
 

@@ -16,10 +16,12 @@ from torch import Tensor
 
 from bitassay.reference.decoding import Ids, check_ids, choose
 from bitassay.reference.fingerprint import fingerprint_rows, fold
+from bitassay.reference.spec.errors import SequenceError
 from bitassay.reference.trace import Trace
 
 Observe = Callable[[str, Tensor], None]  # called with an operation's name and its rows [R, ...]
 Progress = Callable[[int, int], None]  # called with rows done and rows in all
+OnTokens = Callable[[list[int]], None]  # called with what all prompts chose in a step, in order
 
 # Rows that one replayed batch feeds at least, as far as there are any: enough for full speed.
 _BATCH_ROWS = 1024
@@ -76,8 +78,9 @@ class Generator(ABC):
     def generate(self, prompt_ids: Ids, max_tokens: int) -> Trace:
         """Decode greedily, one token at a time, exactly max_tokens of them (end of text or not).
 
-        Raises ValueError for an empty prompt, an id outside the vocabulary, max_tokens below 1, a
-        sequence longer than the model's positions, and NaN among the logits.
+        Raises ValueError for max_tokens below 1, and SequenceError for an empty prompt, an id
+        outside the vocabulary, a sequence longer than the model's positions, and NaN among the
+        logits.
         """
         return self.generate_many([prompt_ids], max_tokens)[0]
 
@@ -86,8 +89,12 @@ class Generator(ABC):
         prompts: Sequence[Ids],
         max_tokens: int,
         progress: Progress = lambda done, total: None,
+        on_tokens: OnTokens | None = None,
     ) -> list[Trace]:
-        """Generate for many prompts, a step of all of them in one batch; else as `generate`."""
+        """Generate for many prompts, a step of all of them in one batch; else as `generate`.
+
+        on_tokens: called after each step with the tokens it chose.
+        """
         if max_tokens < 1:
             raise ValueError(f"expected max_tokens of at least 1, found {max_tokens}")
         checked = check_ids(prompts, self.vocab_size)
@@ -102,6 +109,8 @@ class Generator(ABC):
             progress(done, total)
             steps = [(i, [step]) for i in range(len(checked))]
             tokens = self._step(fed, caches, records, steps, _from(done, total, progress))
+            if on_tokens is not None:
+                on_tokens(tokens.tolist())
             done, fed = done + sum(map(len, fed)), list(tokens.split(1))
         progress(done, total)
         return [record.trace() for record in records]
@@ -134,11 +143,11 @@ class Generator(ABC):
     def check_recorded(
         self, prompts: Sequence[Ids], tokens: Sequence[Ids]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Return the ids that replaying feeds, and those recorded; ValueErrors as `replay`."""
+        """Return the ids that replaying feeds, and those recorded; errors as `replay`."""
         if len(prompts) != len(tokens):
             raise ValueError(f"{len(prompts)} prompts, but {len(tokens)} recorded sequences")
         checked = check_ids(prompts, self.vocab_size)
-        recorded = check_ids(tokens, self.vocab_size, "recorded tokens of prompt")
+        recorded = check_ids(tokens, self.vocab_size, "recorded tokens")
         # The last token chooses nothing, so it is not fed.
         fed = [torch.cat([p, t[:-1]]) for p, t in zip(checked, recorded, strict=True)]
         self.check_lengths([len(ids) for ids in fed])
@@ -193,13 +202,14 @@ class Generator(ABC):
         return columns[0].long()
 
     def check_lengths(self, lengths: list[int]) -> None:
-        """Raise ValueError naming the prompt of which more positions are fed than the model has."""
+        """Raise SequenceError for the prompt of which more positions are fed than there are."""
         most = self._max_positions
         for index, length in enumerate(lengths):
             if length > most:
-                raise ValueError(
-                    f"prompt {index}: expected at most {most} positions (max_position_embeddings), "
-                    f"found {length} with the tokens to come: shorten it, or ask for fewer tokens"
+                raise SequenceError(
+                    f"expected at most {most} positions (max_position_embeddings), found {length} "
+                    "with the tokens to come: shorten it, or ask for fewer tokens",
+                    prompt=index,
                 )
 
 
@@ -222,7 +232,7 @@ class Prints:
     def note(self, name: str, rows: Tensor) -> None:
         """Take an operation's rows [R, ...]."""
         before = len(rows) * len(self._prints) // len(self._operations)
-        self._prints[name] = fingerprint_rows(rows.flatten(1))
+        self._prints[name] = fingerprint_rows(rows)
         after = len(rows) * len(self._prints) // len(self._operations)
         if self._also is not None:
             self._also(name, rows)

@@ -15,7 +15,7 @@ from bitassay.reference.attention import attention
 from bitassay.reference.checkpoints.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from bitassay.reference.checkpoints.model_config import ModelConfig
 from bitassay.reference.decoder_layer import Attend, DecoderLayer, readiness
-from bitassay.reference.decoding import Ids, check_ids
+from bitassay.reference.decoding import Ids, check_sequence
 from bitassay.reference.embedding import embedding
 from bitassay.reference.generation import Generator, KVCache, Observe
 from bitassay.reference.linear import lm_head
@@ -68,10 +68,10 @@ class CausalLM(Generator):
         """Return the rows after the final norm.
 
         token_ids: the positions after those in the cache, which is extended; without a cache, the
-        sequence from its start. observe: see `Observe`. Raises ValueError for ids outside the
-        vocabulary and for positions beyond max_position_embeddings.
+        sequence from its start. observe: see `Observe`. Raises SequenceError for ids outside the
+        vocabulary and ValueError for positions beyond max_position_embeddings.
         """
-        (ids,) = check_ids([token_ids], self.vocab_size, "sequence")
+        ids = check_sequence(token_ids, self.vocab_size)
         return self.forward([ids], [KVCache() if cache is None else cache], observe)
 
     def logits(self, hidden: Tensor) -> Tensor:  # [T, H] -> [T, V]

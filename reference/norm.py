@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from bitassay.reference.floats import round_to
+from bitassay.reference.spec.dtypes import require_dtype
 from bitassay.reference.tree import tree_sum
 
 
@@ -46,8 +47,7 @@ def add(x: Tensor, residual: Tensor) -> Tensor:  # [T, D], [T, D] -> [T, D]
     Raises TypeError for another dtype and ValueError where the two are not alike.
     """
     _check_alike(x, residual)
-    if x.dtype not in (torch.bfloat16, torch.float16):
-        raise TypeError(f"expected x and residual of bfloat16 or float16, found {x.dtype}")
+    require_dtype("transformer", x.dtype)
     return round_to(x.float() + residual.float(), x.dtype)  # RN, RN
 
 
@@ -60,11 +60,7 @@ def _check_alike(x: Tensor, residual: Tensor) -> None:
 
 
 def _check(x: Tensor, weight: Tensor) -> None:
-    if weight.dtype not in (torch.bfloat16, torch.float16) or x.dtype != weight.dtype:
-        raise TypeError(
-            f"expected x and weight of one dtype, bfloat16 or float16, found {x.dtype} and "
-            f"{weight.dtype}"
-        )
+    require_dtype("transformer", x=x.dtype, weight=weight.dtype)
     if x.dim() < 1 or weight.shape != x.shape[-1:] or weight.shape[0] == 0:
         raise ValueError(
             f"expected x [..., D] and weight [D], found {list(x.shape)} and {list(weight.shape)}"

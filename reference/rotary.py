@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from bitassay.reference.floats import fma, round_to
+from bitassay.reference.spec.dtypes import require_dtype
 
 
 def apply(  # [T, Hq, D], [T, Hkv, D], [T], [P, D / 2], [P, D / 2] -> [T, Hq, D], [T, Hkv, D]
@@ -16,10 +17,7 @@ def apply(  # [T, Hq, D], [T, Hkv, D], [T], [P, D / 2], [P, D / 2] -> [T, Hq, D]
     q, k: bf16 or fp16, one dtype. positions: integers within 0 … P-1. cos, sin: fp32 tables of
     `rotary_table.RotaryTable`. Raises TypeError or ValueError for what does not fit.
     """
-    if q.dtype not in (torch.bfloat16, torch.float16) or k.dtype != q.dtype:
-        raise TypeError(
-            f"expected q and k of one dtype, bfloat16 or float16, found {q.dtype} and {k.dtype}"
-        )
+    require_dtype("transformer", q=q.dtype, k=k.dtype)
     half = cos.shape[-1]
     if sin.shape != cos.shape or any(
         x.dim() != 3 or x.shape[::2] != (len(positions), 2 * half) for x in (q, k)

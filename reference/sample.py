@@ -8,6 +8,7 @@ from torch import Tensor
 from bitassay.reference.elementary import exp, log
 from bitassay.reference.floats import bits
 from bitassay.reference.spec.contract import Contract
+from bitassay.reference.spec.dtypes import require_dtype
 from bitassay.reference.tree import tree_sum
 
 
@@ -68,9 +69,9 @@ def log_softmax(logits: Tensor, *, contract: Contract) -> Tensor:  # [T, V] -> [
 
 def ordinal(x: Tensor) -> Tensor:
     """Return each value's rank among its dtype's numbers as int64, with -0 and +0 both 0."""
-    width = 8 * x.element_size()
+    facts = require_dtype("logits", x.dtype)
     pattern = bits(x).long()
-    return torch.where(pattern >= 0, pattern, -(pattern & (1 << width - 1) - 1))
+    return torch.where(pattern >= 0, pattern, -(pattern & facts.magnitude))
 
 
 def _refuse_nan(logits: Tensor) -> None:

@@ -21,18 +21,11 @@ from torch import Tensor
 from bitassay.reference import tensor_core_fast
 from bitassay.reference.floats import bits, canonical_nan, exponent, fma, power_of_two, round_to
 from bitassay.reference.spec.arch import Arch, TensorCore, get_arch
+from bitassay.reference.spec.dtypes import DTYPES, FLOAT32
 from bitassay.reference.tensor_core_fast import PreparedWeight as PreparedWeight
 
 Precision = Literal["tf32", "ieee"]
 
-# Least exponent of each input format: subnormals keep it, the adder does not normalise them.
-_LEAST_EXPONENT = {
-    torch.float32: -126,
-    torch.bfloat16: -126,
-    torch.float16: -14,
-    torch.float8_e4m3fn: -6,
-    torch.float8_e5m2: -14,
-}
 _OUTPUTS = 1 << 18  # outputs per tile of the exact path: times a group of float64, about 32 MiB
 
 
@@ -92,15 +85,12 @@ def prepare(
 
 
 def tensor_core(arch: Arch, dtype: torch.dtype) -> TensorCore:
-    """Return the tensor core that multiplies a dtype (fp32 means tf32) on an architecture."""
-    cores = {
-        torch.bfloat16: arch.bf16,
-        torch.float16: arch.fp16,
-        torch.float32: arch.tf32,
-        torch.float8_e4m3fn: arch.fp8_e4m3,
-        torch.float8_e5m2: arch.fp8_e5m2,
-    }
-    core = cores.get(dtype)
+    """Return the tensor core that multiplies a dtype (fp32 means tf32) on an architecture.
+
+    Raises TypeError where there is none.
+    """
+    facts = DTYPES.get(dtype)
+    core: TensorCore | None = None if facts is None else getattr(arch, facts.tensor_core)
     if core is None:
         raise TypeError(f"{arch.name} has no tensor core for {dtype}")
     return core
@@ -117,13 +107,14 @@ def dot_add(  # [..., G], [..., G], [...] -> [...]
     """
     if out_dtype == torch.float16:
         c = round_to(c, torch.float16)
-    least = _LEAST_EXPONENT[a.dtype]
+    # Subnormals keep their format's least exponent: the adder does not normalise them.
+    least, least_c = DTYPES[a.dtype].least_exponent, FLOAT32.least_exponent
     a, b, c = a.double(), b.double(), c.double()
     product = a * b  # exact: at most 22 bits, exponents far inside float64's
     special = (product.sum(-1) + c) * 0.0 != 0.0  # NaN or infinity anywhere; finite sums stay so
     of_product = exponent(a).clamp_min(least) + exponent(b).clamp_min(least)
     of_product = of_product.where(product != 0, core.exponent_floor)  # zero terms are ignored
-    of_c = exponent(c).clamp_min(-126).where(c != 0, core.exponent_floor)
+    of_c = exponent(c).clamp_min(least_c).where(c != 0, core.exponent_floor)
     largest = torch.maximum(of_product.amax(-1), of_c).clamp_(core.exponent_floor, 512)
     unit = power_of_two(largest - core.fraction_bits)
     terms = torch.trunc(product / unit.unsqueeze(-1))  # RZ: the adder drops, it never rounds

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from bitassay.reference.spec.arch import TensorCore
+from bitassay.reference.spec.dtypes import DTYPES, FLOAT32
 
 # Outputs per tile: products, terms and exponents of one group then stay near a core's L2 cache; on
 # a GPU a tile only has to be large enough to hide the launches.
@@ -32,7 +33,8 @@ _ZERO = -8192  # the exponent of zero: never the largest, and two of them still 
 _NONE = -4096  # below this a group held no product at all
 _NOT_FINITE = 4096
 
-_LEAST_EXPONENT = {torch.float16: -14, torch.float8_e4m3fn: -6, torch.float8_e5m2: -14}
+# Of fp32, as numbers: they are asked for in the innermost loop.
+_MAGNITUDE, _EXPONENT_FIELD, _ONE = FLOAT32.magnitude, FLOAT32.exponent_field, FLOAT32.one
 
 Tile = tuple[slice, slice, Tensor]
 
@@ -133,12 +135,12 @@ def _tiling(m: int, n: int, device: torch.device) -> tuple[int, int, int]:
 
 def _magnitude(x: Tensor) -> Tensor:
     """Return fp32 bit patterns without the sign, as int32."""
-    return x.float().view(torch.int32) & 0x7FFFFFFF
+    return x.float().view(torch.int32) & _MAGNITUDE
 
 
 def _range(x: Tensor) -> tuple[Tensor, Tensor]:  # [K, N] -> [N], [N]
     """Return the least and largest exponent of every column's nonzero values, as int32."""
-    smallest = torch.full((x.shape[1],), 0x3F800000, dtype=torch.int32, device=x.device)
+    smallest = torch.full((x.shape[1],), _ONE, dtype=torch.int32, device=x.device)
     largest = torch.zeros_like(smallest)
     step = max(
         _DEPTH,
@@ -147,9 +149,9 @@ def _range(x: Tensor) -> tuple[Tensor, Tensor]:  # [K, N] -> [N], [N]
     for k in range(0, len(x), step):
         magnitude = _magnitude(x[k : k + step])
         largest = torch.maximum(largest, magnitude.amax(0))
-        magnitude = magnitude.masked_fill_(magnitude == 0, 0x3F800000)
+        magnitude = magnitude.masked_fill_(magnitude == 0, _ONE)
         smallest = torch.minimum(smallest, magnitude.amin(0))
-    smallest = ((smallest >> 23) - 127).clamp_min(_LEAST_EXPONENT.get(x.dtype, -126))
+    smallest = ((smallest >> 23) - 127).clamp_min(DTYPES[x.dtype].least_exponent)
     largest = (largest >> 23) - 127
     return smallest, torch.where(largest > 127, _NOT_FINITE, largest)
 
@@ -159,8 +161,8 @@ def _decompose(x: Tensor, group: int) -> Operand:  # [K, N] -> [K', N], K' a mul
     value = x.float().contiguous()
     if padding:
         value = torch.cat([value, value.new_zeros(padding, x.shape[1])])
-    magnitude = value.view(torch.int32) & 0x7FFFFFFF
-    exponent = ((magnitude >> 23) - 127).clamp_min(_LEAST_EXPONENT.get(x.dtype, -126))
+    magnitude = value.view(torch.int32) & _MAGNITUDE
+    exponent = ((magnitude >> 23) - 127).clamp_min(DTYPES[x.dtype].least_exponent)
     return Operand(value, exponent.masked_fill_(magnitude == 0, _ZERO).to(torch.int16))
 
 
@@ -244,7 +246,7 @@ class _Workspace:
         # Exponents live in fp32's exponent field: powers of two by their bits, never by exp2.
         self.largest.copy_(self.largest16).clamp_(min=_LEAST_UNIT).add_(127)
         self.largest.bitwise_left_shift_(23)
-        torch.bitwise_and(c.view(torch.int32), 0x7F800000, out=self.of_c)
+        torch.bitwise_and(c.view(torch.int32), _EXPONENT_FIELD, out=self.of_c)
         torch.maximum(self.largest, self.of_c, out=self.largest)
         # Biased, F - E is 254 + F less E's field; modulo 2**32, as the difference fits again.
         torch.sub(((254 + core.fraction_bits) << 23) - (1 << 32), self.largest, out=self.scale_bits)

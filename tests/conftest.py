@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 
 import pytest
+
+from support.fresh_python import FreshPython
 
 # One mode per process, chosen before anything imports triton: "0" is a run on a GPU.
 os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -33,6 +36,13 @@ def cuda():
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
     return torch.device("cuda")
+
+
+@pytest.fixture(scope="session")
+def fresh_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FreshPython]:
+    """What runs programs in a Python of their own."""
+    with FreshPython(tmp_path_factory.mktemp("fresh-python")) as python:
+        yield python
 
 
 from bitassay.emulator.fixture import gpu_emulation  # noqa: E402

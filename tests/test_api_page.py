@@ -17,12 +17,14 @@ _ELLIPSIS = "UNSAID"  # stands for a default written as …
 
 @cache
 def module(room: str, name: str) -> dict[str, ast.AST]:
-    """Return what a module defines or imports; it is read, not imported, for want of a GPU."""
+    """Return what a module defines or imports, nothing if it does not exist; it is only read."""
     where = ROOT.joinpath(room, *name.split("."))
     path = where.with_suffix(".py")
     if not path.exists():  # the room itself, or a room within it
         path = (ROOT / room if name == room else where) / "__init__.py"
     found: dict[str, ast.AST] = {}
+    if not path.exists():
+        return found
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             found[node.name] = node
@@ -77,7 +79,7 @@ def parameters(function: ast.FunctionDef) -> dict[str, tuple[bool, str | None]]:
 
 
 def difference(written: str, code: ast.FunctionDef) -> str:
-    """Return how a written signature is unlike the code's; what has a default may be left out."""
+    """Return how a written signature is unlike the code's; what has a default may be omitted."""
     (said,) = ast.parse(f"def f{written.replace('…', _ELLIPSIS)}: ...").body
     assert isinstance(said, ast.FunctionDef)
     mine, own = parameters(said), parameters(code)
@@ -135,7 +137,7 @@ def test_api_page_has_names_and_signatures_of_the_code(room):
 def test_modules_of_the_api_page_exist(room):
     named = [name for modules, _ in rows(room) for name in modules]
     assert named
-    assert all(module(room, name) for name in named)
+    assert not [name for name in named if not module(room, name)]
 
 
 @pytest.mark.parametrize(

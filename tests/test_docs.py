@@ -1,19 +1,26 @@
 """What README and docs/ state is what the code does."""
 
 import contextlib
+import importlib.util
 import io
 import re
+import tomllib
 from dataclasses import fields
 from itertools import takewhile
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from typer.main import get_command
 
 from bitassay.cli.app import app
+from bitassay.cli.engine_options import FLAGS
 from bitassay.engine.config import EngineConfig
 from bitassay.golden.compare.diff import compare
+from bitassay.golden.report.decoding import decoder
+from bitassay.golden.report.goldens import confirmed as confirmed_words
+from bitassay.golden.report.text import difference, verdict
 from bitassay.golden.runs.sweep import COUNT, FACTORS, sweep
 from bitassay.golden.storage.store import find_store
 from bitassay.golden.streams.token_stream import ALL_ARRAYS
@@ -24,6 +31,10 @@ from bitassay.reference.spec.contract import CONTRACT_VERSION, ORDERS
 from support.paths import ROOT
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+FOLDERS = (
+    "reference|kernels|emulator|engine|golden|integrations|cli|tests|tools|docs|benchmarks|LICENSES"
+)
+README_WORDS = 900  # fewer than these; the rest is in docs/
 
 
 def table(page: str, heading: str) -> list[list[str]]:
@@ -96,6 +107,30 @@ def test_store_page_has_every_array():
     assert {row[0]: (row[1], row[2]) for row in rows} == known
 
 
+def test_readme_is_short_and_starts_with_the_two_commands():
+    readme = (ROOT / "README.md").read_text()
+    assert len(readme.split()) < README_WORDS
+    title, nothing, fence, clone, golden, tests, end, *_ = readme.splitlines()
+    assert title.startswith("# bitassay")
+    assert (nothing, fence, end) == ("", "```", "```")
+    assert clone.startswith("git clone ")
+    assert golden.startswith("pip install nox && nox -s golden ")
+    assert tests.startswith("pip install nox && nox -s tests ")
+
+
+def test_readme_shows_goldens_of_the_store():
+    readme = (ROOT / "README.md").read_text()
+    (shown,) = re.findall(r"^golden +prompts .*\n((?:.+\n)+?)```", readme, re.MULTILINE)
+    entries = find_store().entries()
+    for line in shown.splitlines():
+        name, prompts, tokens, _, confirmed = line.split(maxsplit=4)
+        entry = entries[name]
+        assert (prompts, tokens) == (f"{entry.prompts:,}", f"{entry.tokens:,}")
+        assert confirmed == confirmed_words(entry)
+    assert len(entries) == 6
+    assert "(two of six)" in readme
+
+
 def test_readme_shows_a_stream_of_the_store():
     readme = (ROOT / "README.md").read_text()
     shown = re.search(
@@ -110,19 +145,70 @@ def test_readme_shows_a_stream_of_the_store():
     assert shown[3].rstrip().splitlines() == [line.rstrip() for line in said.rstrip().splitlines()]
 
 
-def test_readme_says_how_the_architectures_differ():
-    """The example of a difference is that between the two goldens of llama-pico."""
+def test_readme_shows_how_the_architectures_differ():
+    """The failing check is that between the two goldens of llama-pico."""
     readme = (ROOT / "README.md").read_text()
     hopper, ada = (find_store().read(f"llama-pico/{arch}").stream for arch in ("sm_90", "sm_89"))
     found = compare(hopper, ada)
-    names = ("tokens", "logits", "fingerprints")
-    counts = ", ".join(f"{getattr(found.different, name):,} {name}" for name in names)
-    assert f"{found.different.streams} of 64 streams differ; different: {counts}" in readme
-    first = found.differences[0]
-    name = f"{hopper.prompt_names[first.prompt]}, token {first.step}: {first.operations[0]} differs"
-    assert name in readme
-    apart = (hopper.tokens != ada.tokens).any(1).sum()
-    assert f"of llama-pico's 64 streams, {apart} part ways" in readme
+    printed = io.StringIO()
+    console = Console(file=printed, width=300)
+    name = "llama-pico/sm_90"
+    console.print(verdict(name, "", found), difference(found, decoder(name)), sep="\n")
+    real = [line.rstrip() for line in printed.getvalue().splitlines()]
+    (shown,) = re.findall(r"^```\n(llama-pico/sm_90: different.*?)^```", readme, re.M | re.S)
+    first, *others = shown.splitlines()
+    assert real[0].replace(" ():", ":").startswith(f"{first}; compared: ")
+    assert [line for line in real if line in others] == others
+    diverging = (hopper.tokens != ada.tokens).any(1).sum()
+    assert f"{diverging} of llama-pico's {len(hopper.tokens)} streams diverge" in readme
+
+
+def test_example_of_an_own_kernel(gpu_emulation, interpreting):
+    """The test that README proposes passes for the matmul of Triton's tutorials."""
+    readme = (ROOT / "README.md").read_text()
+    (code,) = re.findall(r"^```python\n((?:(?!```).)*my_matmul.*?)^```", readme, re.M | re.S)
+    path = ROOT / "tests" / "emulator" / "test_tutorial_matmul.py"
+    spec = importlib.util.spec_from_file_location("tutorial", path)
+    tutorial = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tutorial)
+    names = {"my_matmul": lambda a, b: tutorial.matmul(a, b, "", torch.float32)}
+    exec(code, names)
+    names["test_my_matmul"](gpu_emulation)
+
+
+def test_tour_shows_what_a_golden_has():
+    tour = (ROOT / "docs" / "index.md").read_text()
+    for name in find_store().entries():
+        stream = find_store().read(name).stream
+        line = verdict(name, "replayed with the reference", compare(stream, stream)).plain
+        assert f"\n{line}\n" in tour, name
+
+
+def test_index_links_every_page():
+    index = {row[0] for row in table("docs/index.md", "page")}
+    pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"index.md"}
+    linked = {target for row in index for target in re.findall(r"\]\(([^)]+)\)", row)}
+    assert pages <= linked
+    assert {f"../{page.name}" for page in ROOT.glob("*.md")} <= linked
+    readme = (ROOT / "README.md").read_text()
+    assert "(docs/index.md)" in readme
+    assert "(docs/glossary.md)" in readme
+
+
+def test_tour_has_every_room():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    layers = next(one for one in settings["contracts"] if one["containers"] == ["bitassay"])
+    rooms = {name for layer in layers["layers"] for name in layer.split(" | ")}
+    listed = {row[0].rstrip("/"): row[1] for row in table("docs/index.md", "folder")}
+    assert listed.keys() == rooms
+    for room in rooms:
+        within = {path.parent.name for path in (ROOT / room).glob("*/__init__.py")}
+        assert within == set(re.findall(r"\b(\w+)/", listed[room])), room
+
+
+def test_glossary_is_in_order():
+    terms = [row[0].lower() for row in table("docs/glossary.md", "term")]
+    assert terms == sorted(terms)
 
 
 def test_engine_page_has_the_sweep():
@@ -143,12 +229,6 @@ def options(command: str) -> set[str]:
     return {name for one in get_command(app).commands[command].params for name in names(one)}
 
 
-def help_of(command: str, option: str) -> str:
-    """Return what --help says of an option."""
-    (found,) = (one for one in get_command(app).commands[command].params if option in names(one))
-    return found.help or ""
-
-
 def test_engine_page_has_every_option_of_run():
     rows = table("docs/engine.md", "option of run")
     listed = {name for row in rows for name in re.findall(r"--[\w-]+", row[0])}
@@ -156,10 +236,11 @@ def test_engine_page_has_every_option_of_run():
 
 
 def test_store_page_has_every_option_of_the_engine():
-    page = (ROOT / "docs" / "store.md").read_text()
-    own = {name for name in options("check") if "engine" in help_of("check", name)}
-    assert {"--k", "--sweep"} <= own
-    assert not sorted(name for name in own if f"`{name}" not in page)
+    rows = table("docs/store.md", "option of the engine")
+    listed = {name for row in rows for name in re.findall(r"--[\w-]+", row[0])}
+    own = {name for flag in FLAGS.values() for name in flag.names.split("/")}
+    assert listed == own | {"--sweep", "--seed"}
+    assert own <= options("check")
 
 
 def test_api_page_has_every_field_of_the_engine_configuration():
@@ -168,20 +249,72 @@ def test_api_page_has_every_field_of_the_engine_configuration():
     assert f"`EngineConfig(*, {known})`" in page
 
 
+def test_every_command_and_option_is_documented():
+    text = "\n".join(page.read_text() for page in PAGES if page.name != "CHANGELOG.md")
+    commands = get_command(app).commands
+    assert not [name for name in commands if f"`bitassay {name}" not in text]
+    known = {name for command in commands for name in options(command)}
+    known |= {name for one in get_command(app).params for name in names(one)}
+    documented = set(re.findall(r"--\w[\w-]*", text))
+    assert sorted(known - documented) == []
+
+
+def test_commands_that_pages_show_exist():
+    """Every option in a line of `bitassay …` is one of that command."""
+    unknown = []
+    for page in (page for page in PAGES if page.name != "CHANGELOG.md"):
+        for command, rest in re.findall(r"\bbitassay (\w+)((?: [^`\n#|]+)?)", page.read_text()):
+            if command not in get_command(app).commands:
+                continue
+            given = re.findall(r"(?<= )--\w[\w-]*", rest)
+            unknown += [f"{page.name}: {command} {n}" for n in given if n not in options(command)]
+    assert not unknown
+
+
 def test_every_nox_session_is_described():
     source = (ROOT / "noxfile.py").read_text()
     sessions = re.findall(r"^@nox\.session.*\ndef (\w+)", source, re.MULTILINE)
     assert len(sessions) == 7
-    for page in ("README.md", "CONTRIBUTING.md"):
-        text = (ROOT / page).read_text()
-        assert not [name for name in sessions if f"nox -s {name}" not in text], page
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    assert not [name for name in sessions if f"nox -s {name}" not in text]
 
 
 def test_files_that_pages_name_exist():
     missing = []
     for page in PAGES:
-        named = re.findall(r"\b((?:docs|benchmarks|LICENSES)/[\w.-]+\.\w+)", page.read_text())
+        named = re.findall(rf"(?<![\w/])((?:{FOLDERS})/[\w./-]+\.\w+)", page.read_text())
         missing += [f"{page.name}: {name}" for name in named if not (ROOT / name).exists()]
         linked = re.findall(r"\]\(((?!http|#)[^)#]+)", page.read_text())
         missing += [f"{page.name}: {name}" for name in linked if not (page.parent / name).exists()]
+    assert not missing
+
+
+def anchors(page: str) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", page, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", one).lower().replace(" ", "-") for one in headings}
+
+
+def test_headings_that_pages_link_exist():
+    missing = []
+    for page in PAGES:
+        for path, anchor in re.findall(r"\]\(((?!http)[^)#]*)#([^)]+)\)", page.read_text()):
+            target = page.parent / path if path else page
+            missing += [] if anchor in anchors(target.read_text()) else [f"{page.name}: {anchor}"]
+    assert not missing
+
+
+def test_modules_that_pages_name_exist():
+    """`bitassay.room.module`, or a name in it; a test of its own compares docs/api.md."""
+    missing = []
+    for page in PAGES:
+        for name in re.findall(r"\bbitassay((?:\.\w+)+)", page.read_text()):
+            path = ROOT.joinpath(*name.split(".")[1:])
+            holders = [path.parent.with_suffix(".py"), path.parent / "__init__.py"]
+            defines = any(
+                holder.exists() and re.search(rf"\b{path.name}\b", holder.read_text())
+                for holder in holders
+            )
+            exists = path.is_dir() or path.with_suffix(".py").exists() or defines
+            missing += [] if exists else [f"{page.name}: bitassay{name}"]
     assert not missing

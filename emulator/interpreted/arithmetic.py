@@ -20,12 +20,19 @@ from numpy.typing import NDArray
 from bitassay.emulator.errors import EmulationError, RefusedError
 from bitassay.reference import floats
 from bitassay.reference.spec.arch import Emulation
+from bitassay.reference.spec.dtypes import BFLOAT16, FLOAT16, FLOAT32
 
 Array = NDArray[Any]
 
 FLOATS = {tl.bfloat16, tl.float16, tl.float32}
 FP8 = {tl.float8e4nv: torch.float8_e4m3fn, tl.float8e5: torch.float8_e5m2}
 _TORCH = {tl.bfloat16: torch.bfloat16, tl.float16: torch.float16, tl.float32: torch.float32}
+# What a conversion makes of NaN, whatever its payload was.
+_NANS = {
+    tl.bfloat16: BFLOAT16.canonical_nan or 0,
+    tl.float16: FLOAT16.canonical_nan or 0,
+    tl.float32: FLOAT32.canonical_nan or 0,
+}
 _UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 
@@ -65,10 +72,10 @@ def narrow(data: Array, dtype: tl.dtype) -> Array:
     if dtype == tl.bfloat16:
         bits = data.astype(np.float32).view(np.uint32)
         rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16  # RN, ties to even; carries to infinity
-        return np.where(np.isnan(data), 0x7FFF, rounded).astype(np.uint16)
+        return np.where(np.isnan(data), _NANS[tl.bfloat16], rounded).astype(np.uint16)
     np_type = np.float16 if dtype == tl.float16 else np.float32
     unsigned = np.uint16 if dtype == tl.float16 else np.uint32
-    nan = unsigned(0x7FFF if dtype == tl.float16 else 0x7FFFFFFF).view(np_type)
+    nan = unsigned(_NANS[tl.float16 if dtype == tl.float16 else tl.float32]).view(np_type)
     return np.where(np.isnan(data), nan, data.astype(np_type)).astype(np_type, copy=False)
 
 

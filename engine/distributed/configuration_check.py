@@ -29,9 +29,9 @@ def agree(
     ranks that were given something else, and the facts, RankTimeout naming ranks that tell none
     within `timeout` seconds.
     """
-    place, store = meeting.place, meeting.store
+    rank_info, store = meeting.rank_info, meeting.store
     deadline = time.monotonic() + timeout
-    others = [rank for rank in range(place.world_size) if rank != place.rank]
+    others = [rank for rank in range(rank_info.world_size) if rank != rank_info.rank]
 
     def wait(what: str, until: float) -> list[int]:
         """Return the ranks that have not set their key by then."""
@@ -44,24 +44,25 @@ def agree(
         return waited
 
     store.set_timeout(timedelta(seconds=timeout))
-    store.set(f"facts/{number}/{place.rank}", json.dumps(dict(facts)))
+    store.set(f"facts/{number}/{rank_info.rank}", json.dumps(dict(facts)))
     if missing := wait("facts", deadline):
         raise RankTimeout(
-            f"{place.name}: {named(missing)} did not say within {timeout:g} s what is to be run: "
+            f"{rank_info.name}: {named(missing)} did not say within {timeout:g} s what is to be "
+            "run: "
             "see what became of them, or give them longer with a larger timeout"
         )
     told = {rank: json.loads(store.get(f"facts/{number}/{rank}")) for rank in others}
-    store.set(f"read/{number}/{place.rank}", "")
+    store.set(f"read/{number}/{rank_info.rank}", "")
     differing = {rank: said for rank in others if (said := _differences(facts, told[rank]))}
     if not differing:
         return
-    if place.keeps_store:
+    if rank_info.keeps_store:
         wait("read", time.monotonic() + _LAST_WORD)
         time.sleep(_ENDING)
     where = "; ".join(f"rank {rank} differs in {said}" for rank, said in differing.items())
     raise RankError(
-        f"{place.name}: expected the same job on every rank, but {where}: start all with the same "
-        "arguments; nothing was run"
+        f"{rank_info.name}: expected the same job on every rank, but {where}: start all with the "
+        "same arguments; nothing was run"
     )
 
 

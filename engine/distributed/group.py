@@ -17,11 +17,11 @@ import torch.distributed as dist
 
 from bitassay.engine.distributed.collectives import Exchange, GlooExchange, NcclExchange, PendingSum
 from bitassay.engine.distributed.configuration_check import agree
-from bitassay.engine.distributed.heartbeat import BEAT, QUIET_BEATS, SILENCE, Watch
+from bitassay.engine.distributed.heartbeat import BEAT, QUIET_BEATS, SILENCE, Heartbeat
 from bitassay.engine.distributed.rendezvous import (
     Meeting,
-    Place,
     RankError,
+    RankInfo,
     RankLost,
     RankTimeout,
     bind,
@@ -50,19 +50,19 @@ class Group:
     """
 
     def __init__(
-        self, place: Place, device: torch.device, timeout: float, stuck: Stuck | None = None
+        self, rank_info: RankInfo, device: torch.device, timeout: float, stuck: Stuck | None = None
     ) -> None:
         check_timeout(timeout)
-        self.place, self.device = place, device
-        self.rank, self.world_size = place.rank, place.world_size
+        self.rank_info, self.device = rank_info, device
+        self.rank, self.world_size = rank_info.rank, rank_info.world_size
         self._timeout, self._entered, self._began = timeout, 0, time.monotonic()
         self._stuck, self._lost_since, self._agreements = stuck, self._began, 0
-        self._watch: Watch | None = None
+        self._heartbeat: Heartbeat | None = None
         self._meeting: Meeting | None = None
         if self.world_size == 1:
             return
-        self._meeting = meeting = meet(place, timeout)
-        self._watch = Watch(meeting, self._look)
+        self._meeting = meeting = meet(rank_info, timeout)
+        self._heartbeat = Heartbeat(meeting, self._look)
         if os.environ.get("LOCAL_WORLD_SIZE") == str(self.world_size):
             # All on one host, whose name gloo would look up, and it need not have an address.
             os.environ.setdefault("GLOO_SOCKET_IFNAME", _LOOPBACK)
@@ -89,7 +89,7 @@ class Group:
     @classmethod
     def join(
         cls,
-        place: Place,
+        rank_info: RankInfo,
         *,
         device: str = "cuda",
         timeout: float = TIMEOUT,
@@ -104,12 +104,12 @@ class Group:
         None for nothing. Raises ValueError for more ranks than GPUs, which NCCL cannot share,
         RankTimeout naming ranks that do not come, RankError where the store cannot be had.
         """
-        return cls(place, bind(place, device), timeout, stuck)
+        return cls(rank_info, bind(rank_info, device), timeout, stuck)
 
     def note(self, where: str) -> None:
         """Note what this rank is doing, for the other ranks' errors; costs nothing."""
-        if self._watch is not None:
-            self._watch.note(where)
+        if self._heartbeat is not None:
+            self._heartbeat.note(where)
 
     def agree(self, facts: Mapping[str, str]) -> None:
         """Raise RankError, naming ranks and facts, unless every rank calls this with the same.
@@ -135,9 +135,9 @@ class Group:
         Returns at once, and the device's own work waits for nothing: read the sum a step later.
         """
         self._entered, self._began = self._entered + 1, time.monotonic()
-        if self._watch is None:
+        if self._heartbeat is None:
             return self._pending(step, lambda: True, lambda: [count, step])
-        self._watch.enter(self._entered)
+        self._heartbeat.enter(self._entered)
         # Every rank adds its step in a place of its own, so that all see who is in another one.
         values = [count, *(step if r == self.rank else 0 for r in range(self.world_size))]
         done, read = self._exchange.start(values)
@@ -148,10 +148,10 @@ class Group:
 
         value: plain data, or tensors on the CPU; it is pickled.
         """
-        if self._watch is None:
+        if self._heartbeat is None:
             return [value]
         self._entered, self._began = self._entered + 1, time.monotonic()
-        self._watch.enter(self._entered)
+        self._heartbeat.enter(self._entered)
         found: list[Any] | None = [None] * self.world_size if self.rank == 0 else None
         self._bounded(lambda: dist.gather_object(value, found), "gathering results")
         return found
@@ -166,18 +166,18 @@ class Group:
         trace: TracebackType | None,
     ) -> None:
         """Leave the group when all is done; after an error only tell the others of it."""
-        if self._watch is None:
+        if self._heartbeat is None:
             return
         if error is not None:
-            self._watch.fail(error)
+            self._heartbeat.fail(error)
             return
         self.sum(-1, 0).result()  # so that none ends, and takes its store along, before the others
-        self._watch.leave()
+        self._heartbeat.leave()
         dist.destroy_process_group()
 
     def wait(self, number: int, what: str, done: Callable[[], bool]) -> None:
         """Look at something until it is done; raise RankLost or RankTimeout if it will not be."""
-        if self._watch is None:
+        if self._heartbeat is None:
             return
         timeout = self._allowed(number)
         deadline = time.monotonic() + timeout
@@ -191,7 +191,7 @@ class Group:
             self._refuse_lost(what)
             # Two beats more: by then a rank that did take part has said so. Where all have, some
             # more tell whether one of them has gone silent since.
-            beats = 2 if self._watch.missing(number) else 2 + QUIET_BEATS
+            beats = 2 if self._heartbeat.missing(number) else 2 + QUIET_BEATS
             if now > deadline + beats * BEAT:
                 raise self._timed_out(number, what, timeout)
 
@@ -203,10 +203,10 @@ class Group:
 
         def wait(what: str) -> None:
             self.wait(number, what, done)
-            if self._watch is not None:
-                self._watch.complete(number)
+            if self._heartbeat is not None:
+                self._heartbeat.complete(number)
 
-        return PendingSum(self.place.name, number, step, read, wait)
+        return PendingSum(self.rank_info.name, number, step, read, wait)
 
     def _allowed(self, number: int) -> float:
         """Seconds for a collective."""
@@ -217,16 +217,16 @@ class Group:
 
         A rank that is well, and waits in `wait`, has raised the same long before.
         """
-        if self._stuck is None or self._watch is None:
+        if self._stuck is None or self._heartbeat is None:
             return
         now, number = time.monotonic(), self._entered
         what = f"what follows collective {number}"
-        if not (lost := self._watch.lost()):
+        if not (lost := self._heartbeat.lost()):
             self._lost_since = now
         elif now - self._lost_since > _PATIENCE:
             self._stuck(self._lost(what, lost))
         timeout = 2 * self._allowed(number) + _PATIENCE
-        if number and now - self._began > timeout and self._watch.missing(number):
+        if number and now - self._began > timeout and self._heartbeat.missing(number):
             self._stuck(self._timed_out(number, f"collective {number}", timeout))
 
     def _done(self, done: Callable[[], bool], what: str) -> bool:
@@ -240,11 +240,11 @@ class Group:
             while time.monotonic() < end:
                 self._refuse_lost(what)
                 time.sleep(BEAT / 2)
-            raise RankError(f"{self.place.name}, {what}: {error}") from error
+            raise RankError(f"{self.rank_info.name}, {what}: {error}") from error
 
     def _refuse_lost(self, what: str) -> None:
-        assert self._watch is not None
-        if lost := self._watch.lost():
+        assert self._heartbeat is not None
+        if lost := self._heartbeat.lost():
             raise self._lost(what, lost)
 
     def _lost(self, what: str, lost: dict[int, str]) -> RankLost:
@@ -252,25 +252,25 @@ class Group:
             f"{f'rank {rank}' if rank >= 0 else 'the store of the ranks'} {why}"
             for rank, why in sorted(lost.items())
         )
-        return RankLost(f"{self.place.name} cannot go on with {what}: {said}")
+        return RankLost(f"{self.rank_info.name} cannot go on with {what}: {said}")
 
     def _timed_out(self, number: int, what: str, timeout: float) -> RankTimeout:
-        assert self._watch is not None
-        missing = self._watch.missing(number)
-        if not missing and (quiet := self._watch.quiet()):
+        assert self._heartbeat is not None
+        missing = self._heartbeat.missing(number)
+        if not missing and (quiet := self._heartbeat.quiet()):
             where = "; ".join(f"rank {rank} {said}" for rank, said in quiet.items())
             return RankTimeout(
-                f"{self.place.name}: {what} was not done after {timeout:g} s, because "
+                f"{self.rank_info.name}: {what} was not done after {timeout:g} s, because "
                 f"{named(list(quiet))} went silent in it ({where}): see whether it was stopped"
             )
         if not missing:
             return RankTimeout(
-                f"{self.place.name}: {what} was not done after {timeout:g} s, although every rank "
-                "takes part: the ranks cannot reach each other"
+                f"{self.rank_info.name}: {what} was not done after {timeout:g} s, although every "
+                "rank takes part: the ranks cannot reach each other"
             )
         where = "; ".join(f"rank {rank} {said}" for rank, said in missing.items())
         return RankTimeout(
-            f"{self.place.name}: {what} was not done after {timeout:g} s, because "
+            f"{self.rank_info.name}: {what} was not done after {timeout:g} s, because "
             f"{named(list(missing))} did not enter it ({where}); a step that takes longer needs a "
             "larger timeout"
         )

@@ -21,7 +21,7 @@ _LAST_BEAT = 2.0  # seconds that the last beat may take before a process ends
 
 
 @dataclass(frozen=True)
-class News:
+class RankStatus:
     """What a rank last said.
 
     entered: the number of the last collective that it began, from 1. where: what it is doing.
@@ -37,16 +37,16 @@ class News:
     left: bool = False
 
 
-class Watch:
+class Heartbeat:
     """This rank's heartbeat, and what the others' say. `news` is written by the rank itself."""
 
     def __init__(self, meeting: Meeting, look: Callable[[], None]) -> None:
         """Begin to beat. look: called after every beat, in the heartbeat's thread."""
         self._look = look
-        self._place, self._store = meeting.place, meeting.beats
+        self._place, self._store = meeting.rank_info, meeting.beats
         self._entered, self._complete, self._beats = 0, 0, 0
         self._where, self._failed, self._gave_up, self._left = "joining", "", "", False
-        self._seen = [News() for _ in range(self._place.world_size)]
+        self._seen = [RankStatus() for _ in range(self._place.world_size)]
         self._listened = time.monotonic()
         self._heard = [self._listened] * self._place.world_size
         self._store_error = ""
@@ -140,7 +140,7 @@ class Watch:
 
     def _tell(self) -> None:
         self._beats += 1
-        news = News(
+        news = RankStatus(
             self._beats, self._entered, self._where, self._failed, self._gave_up, self._left
         )
         self._store.set(f"beat/{self._place.rank}", json.dumps(asdict(news)))
@@ -149,12 +149,12 @@ class Watch:
         # A key that nobody has set yet would be waited for.
         told = [rank for rank in self._others() if self._store.check([f"beat/{rank}"])]
         for rank in told:
-            news = News(**json.loads(self._store.get(f"beat/{rank}")))
+            news = RankStatus(**json.loads(self._store.get(f"beat/{rank}")))
             if news != self._seen[rank]:
                 self._seen[rank], self._heard[rank] = news, time.monotonic()
         self._listened = time.monotonic()
 
-    def _doing(self, news: News) -> str:
+    def _doing(self, news: RankStatus) -> str:
         entered = max(news.entered, self._complete)
         part = f"in collective {entered}" if entered else "in no collective"
         return f"{news.where}, having taken part {part}"

@@ -8,7 +8,6 @@ next one, so that nobody waits for it; at the end that costs one step without ro
 
 from __future__ import annotations
 
-import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,10 +19,12 @@ from bitassay.engine.distributed.collectives import PendingSum
 from bitassay.engine.distributed.group import Group
 from bitassay.engine.scheduling.request import Output
 from bitassay.engine.scheduling.stats import Stats
+from bitassay.engine.serving import of_prompt
 from bitassay.engine.trace import EngineTrace
+from bitassay.reference.spec.errors import SequenceError
 
 # Called with what a step gave: prompts' numbers and outputs.
-Told = Callable[[list[tuple[int, Output]]], None]
+OnOutputs = Callable[[list[tuple[int, Output]]], None]
 
 
 class Steps(Protocol):
@@ -114,7 +115,7 @@ def share(requests: Requests, rank: int, world_size: int) -> list[int]:
 
 
 def run_parallel(
-    engine: Steps, requests: Requests, group: Group, told: Told | None = None
+    engine: Steps, requests: Requests, group: Group, on_outputs: OnOutputs | None = None
 ) -> Gathered | None:
     """Run this rank's share to the end, with the others; return all on rank 0, None elsewhere.
 
@@ -122,7 +123,7 @@ def run_parallel(
     the engine raises, RankTimeout and RankLost naming ranks that do not take part any more.
     """
     counted = replace(engine.stats)
-    own = _Share(engine, requests, share(requests, group.rank, group.world_size), told)
+    own = _Share(engine, requests, share(requests, group.rank, group.world_size), on_outputs)
     begun = time.perf_counter()
     pending = _step(own, group, 0)
     for step in count(1):
@@ -167,9 +168,9 @@ class _Share:
     """One rank's requests, from their arrival to their traces."""
 
     def __init__(
-        self, engine: Steps, requests: Requests, prompts: list[int], told: Told | None
+        self, engine: Steps, requests: Requests, prompts: list[int], on_outputs: OnOutputs | None
     ) -> None:
-        self._engine, self._requests, self._told = engine, requests, told
+        self._engine, self._requests, self._on_outputs = engine, requests, on_outputs
         self._coming = prompts
         self._running: dict[int, int] = {}  # the engine's number of a request -> prompt
         self._finished: dict[int, int] = {}
@@ -192,8 +193,8 @@ class _Share:
             if output.finished:
                 self._finished[output.request] = self._running.pop(output.request)
         self._cancel()
-        if self._told is not None and found:
-            self._told(found)
+        if self._on_outputs is not None and found:
+            self._on_outputs(found)
 
     def traces(self) -> dict[int, EngineTrace]:
         """Return the traces by prompt, of all that were not cancelled."""
@@ -210,8 +211,12 @@ class _Share:
     def _outputs(self) -> list[Output]:
         try:
             return self._engine.step()
-        except ValueError as error:
-            raise ValueError(_renamed(str(error), self._running)) from error
+        except SequenceError as error:  # the engine numbers its own requests
+            if error.request is None or error.request not in self._running:
+                raise
+            prompt = self._running[error.request]
+            length = len(self._requests.prompts[prompt])
+            raise of_prompt(error, prompt, length) from error
 
     def _arrive(self, step: int) -> None:
         arrivals, coming = self._requests.arrivals, self._coming
@@ -226,18 +231,8 @@ class _Share:
             return self._engine.add_request(
                 ids, self._requests.max_tokens, eos_token_id=eos, ignore_eos=eos is None
             )
-        except ValueError as error:  # the number that it would have had means nothing to anyone
-            raise ValueError(re.sub(r"\brequest \d+", f"prompt {prompt}", str(error))) from error
-
-
-def _renamed(message: str, prompts: dict[int, int]) -> str:
-    """Errors of an engine number its own requests."""
-
-    def name(found: re.Match[str]) -> str:
-        number = int(found[1])
-        return f"prompt {prompts[number]}" if number in prompts else found[0]
-
-    return re.sub(r"\brequest (\d+)", name, message)
+        except SequenceError as error:  # the number that it would have had means nothing to anyone
+            raise error.located(request=None, prompt=prompt) from error
 
 
 def _nothing_left(last: PendingSum) -> None:

@@ -34,7 +34,7 @@ class RankLost(RankError):  # noqa: N818
 
 
 @dataclass(frozen=True)
-class Place:
+class RankInfo:
     """One process among `world_size` that run the same requests together.
 
     local_rank: its number on this host, hence its GPU. address, port: of the store. keeps_store:
@@ -62,7 +62,7 @@ class Place:
             raise ValueError(f"port of the store: expected 1 … 65535, found {self.port}")
 
     @classmethod
-    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Place:
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> RankInfo:
         """Return the place that torchrun's variables state; ValueError for one missing or unfit.
 
         RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT; TORCHELASTIC_USE_AGENT_STORE says
@@ -113,62 +113,62 @@ def serve(timeout: float) -> TCPStore:
 class Meeting:
     """What a rank holds once all have met: two connections, one of them for its heartbeat."""
 
-    place: Place
+    rank_info: RankInfo
     store: Store
     beats: Store
 
 
-def meet(place: Place, timeout: float) -> Meeting:
+def meet(rank_info: RankInfo, timeout: float) -> Meeting:
     """Connect to the store and wait until every rank has; RankError says who is missing or wrong.
 
     timeout: seconds until RankTimeout names the ranks that did not come.
     """
     deadline = time.monotonic() + timeout
-    prefix = f"bitassay/{place.attempt}/{next(_MEETINGS)}"
+    prefix = f"bitassay/{rank_info.attempt}/{next(_MEETINGS)}"
     store, beats = (
-        PrefixStore(prefix, _connect(place, deadline, keeps=keeps))
-        for keeps in (place.keeps_store, False)
+        PrefixStore(prefix, _connect(rank_info, deadline, keeps=keeps))
+        for keeps in (rank_info.keeps_store, False)
     )
     try:
-        _gather(place, store, deadline, timeout)
+        _gather(rank_info, store, deadline, timeout)
     except RankError:
         raise
     except RuntimeError as error:
         raise RankError(
-            f"{place.name} has lost the ranks' store at {place.address}:{place.port} while it "
-            f"waited for the others ({str(error).splitlines()[0]}): whoever kept it has ended, see "
-            "what it said"
+            f"{rank_info.name} has lost the ranks' store at {rank_info.address}:{rank_info.port} "
+            f"while it waited for the others ({str(error).splitlines()[0]}): whoever kept it has "
+            "ended, see what it said"
         ) from None
-    return Meeting(place, store, beats)
+    return Meeting(rank_info, store, beats)
 
 
-def _gather(place: Place, store: Store, deadline: float, timeout: float) -> None:
+def _gather(rank_info: RankInfo, store: Store, deadline: float, timeout: float) -> None:
     """Join, and wait until every rank has."""
     # The size first: a rank of another world never joins, and says so where the others wait.
-    world = store.compare_set("world", "", str(place.world_size)).decode()
-    if world != str(place.world_size):
-        store.set("refused", place.name)
-        if place.keeps_store:
+    world = store.compare_set("world", "", str(rank_info.world_size)).decode()
+    if world != str(rank_info.world_size):
+        store.set("refused", rank_info.name)
+        if rank_info.keeps_store:
             time.sleep(_LAST_WORD)
         raise RankError(
-            f"{place.name}: another rank was started as one of {world}: give all the same "
+            f"{rank_info.name}: another rank was started as one of {world}: give all the same "
             "WORLD_SIZE"
         )
-    if store.add(f"joined/{place.rank}", 1) > 1:
-        raise RankError(f"{place.name} was started twice: give every process a RANK of its own")
-    missing = list(range(place.world_size))
+    if store.add(f"joined/{rank_info.rank}", 1) > 1:
+        raise RankError(f"{rank_info.name} was started twice: give every process a RANK of its own")
+    missing = list(range(rank_info.world_size))
     while missing := [rank for rank in missing if not store.check([f"joined/{rank}"])]:
         if store.check(["refused"]):
             other = store.get("refused").decode()
-            if place.keeps_store:
+            if rank_info.keeps_store:
                 time.sleep(_LAST_WORD)
             raise RankError(
-                f"{place.name}: another process was started as {other}: "
+                f"{rank_info.name}: another process was started as {other}: "
                 "give all the same WORLD_SIZE"
             )
         if time.monotonic() > deadline:
             raise RankTimeout(
-                f"{place.name}: {named(missing)} did not join within {timeout:g} s: see what "
+                f"{rank_info.name}: {named(missing)} did not join within {timeout:g} s: see what "
                 "became of them, or give them longer with a larger timeout"
             )
         time.sleep(_ASK)
@@ -181,32 +181,32 @@ def named(ranks: list[int]) -> str:
     return f"ranks {', '.join(map(str, ranks[:-1]))} and {ranks[-1]}"
 
 
-def _connect(place: Place, deadline: float, *, keeps: bool) -> TCPStore:
+def _connect(rank_info: RankInfo, deadline: float, *, keeps: bool) -> TCPStore:
     left = max(1.0, deadline - time.monotonic())
     try:
         return TCPStore(
-            place.address,
-            place.port,
+            rank_info.address,
+            rank_info.port,
             is_master=keeps,
             wait_for_workers=False,
             timeout=timedelta(seconds=left),
             multi_tenant=True,  # a later group of this process may use the same port
         )
     except (RuntimeError, ValueError) as error:
-        where = f"{place.address}:{place.port}"
+        where = f"{rank_info.address}:{rank_info.port}"
         said = str(error).splitlines()[0]
         if keeps:
             raise RankError(
-                f"{place.name} cannot serve the ranks' store at {where}, as MASTER_ADDR and "
+                f"{rank_info.name} cannot serve the ranks' store at {where}, as MASTER_ADDR and "
                 f"MASTER_PORT say ({said}): free that port or choose another"
             ) from None
         raise RankError(
-            f"{place.name} finds no store of the ranks at {where} within {left:.0f} s ({said}): "
-            "see whether rank 0, or the launcher, runs there"
+            f"{rank_info.name} finds no store of the ranks at {where} within {left:.0f} s "
+            f"({said}): see whether rank 0, or the launcher, runs there"
         ) from None
 
 
-def bind(place: Place, device: str) -> torch.device:
+def bind(rank_info: RankInfo, device: str) -> torch.device:
     """Return the device of a rank, made the current one.
 
     Raises ValueError where there is no GPU of its own for it: two ranks cannot share one.
@@ -214,12 +214,12 @@ def bind(place: Place, device: str) -> torch.device:
     if device == "cpu":
         return torch.device("cpu")
     count = torch.cuda.device_count()
-    if place.local_rank >= count:
+    if rank_info.local_rank >= count:
         raise ValueError(
-            f"{place.name} needs GPU {place.local_rank} of its host, which has {count}: NCCL "
-            "cannot share one between ranks: start fewer, or use CPUs"
+            f"{rank_info.name} needs GPU {rank_info.local_rank} of its host, which has {count}: "
+            "NCCL cannot share one between ranks: start fewer, or use CPUs"
         )
-    own = torch.device("cuda", place.local_rank)
+    own = torch.device("cuda", rank_info.local_rank)
     torch.cuda.set_device(own)
     torch.zeros((), device=own)  # opens the device now, before anyone counts the seconds
     return own

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from bitassay.engine.models import generate
 from bitassay.engine.models.batch import Batch
-from bitassay.engine.models.decoder_layer import Layer, Observe, Shared
+from bitassay.engine.models.decoder_layer import DecoderLayer, Observe, Shared
 from bitassay.engine.models.kv_cache import PagedCache
-from bitassay.engine.models.ops import Backend, kernels_backend
-from bitassay.engine.trace import Trace
-from bitassay.engine.validation import Prompts
+from bitassay.engine.models.ops import Ops, kernel_ops
 from bitassay.reference.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from bitassay.reference.checkpoints.model_config import ModelConfig
 from bitassay.reference.spec.contract import Contract, operations
@@ -32,21 +28,21 @@ class CausalLM:
         checkpoint: Checkpoint,
         contract: Contract,
         device: str | torch.device,
-        backend: Backend | None = None,
+        ops: Ops | None = None,
     ) -> None:
         config = ModelConfig.from_checkpoint(checkpoint)
         self.config, self.contract = config, contract
-        self.backend = backend = kernels_backend() if backend is None else backend
+        self.ops = ops = kernel_ops() if ops is None else ops
         self.operations = operations(config.model_type, config.num_layers)
         weights = {name: t.to(device) for name, t in config.weights(checkpoint).items()}
         self.embed_tokens = weights["model.embed_tokens.weight"]
         self.lm_head = weights["lm_head.weight"]
         self.device = self.embed_tokens.device
-        backend.check_device(self.device, contract.arch)
+        ops.check_device(self.device, contract.arch)
         table = config.rotary_table
-        shared = Shared(config, contract, backend, table.cos.to(device), table.sin.to(device))
+        shared = Shared(config, contract, ops, table.cos.to(device), table.sin.to(device))
         self.layers = [
-            Layer.load(shared, take(weights, f"model.layers.{i}."))
+            DecoderLayer.load(shared, take(weights, f"model.layers.{i}."))
             for i in range(config.num_layers)
         ]
         # What the rows before each layer, and after the last, are normalised with.
@@ -62,16 +58,16 @@ class CausalLM:
         *,
         contract: Contract,
         device: str | torch.device = "cuda",
-        backend: Backend | None = None,
+        ops: Ops | None = None,
     ) -> CausalLM:
         """Load from a Hugging Face directory or a checkpoint already read.
 
-        device: a CUDA device of the contract's architecture, or the CPU in the emulator. backend:
+        device: a CUDA device of the contract's architecture, or the CPU in the emulator. ops:
         what it runs on, None for the kernels. Raises CheckpointError for an unfit checkpoint,
         RuntimeError for another device.
         """
         checkpoint = path if isinstance(path, Checkpoint) else load_checkpoint(path)
-        return cls(checkpoint, contract, device, backend)
+        return cls(checkpoint, contract, device, ops)
 
     def new_cache(self, blocks: int) -> PagedCache:
         """Return a cache of so many blocks of 16 positions for this model."""
@@ -86,7 +82,7 @@ class CausalLM:
         ids, positions and slots that were out of range.
         """
         tell = observe or _nothing
-        eps, run = self.config.rms_norm_eps, self.backend
+        eps, run = self.config.rms_norm_eps, self.ops
         residual = run.embedding(batch.ids, self.embed_tokens)
         tell("embedding", residual)
         normed = run.rms_norm(residual, self._norms[0], eps=eps)
@@ -103,40 +99,11 @@ class CausalLM:
 
     def logits(self, hidden: Tensor) -> Tensor:  # [R, H] -> [R, V]
         """Return the logits of rows of `forward`."""
-        return self.backend.lm_head(hidden, self.lm_head, contract=self.contract)
-
-    def generate(
-        self,
-        prompts: Prompts,
-        max_tokens: int,
-        *,
-        batch_size: int | None = None,
-        order: Sequence[int] | None = None,
-        chunk_size: int | None = None,
-    ) -> list[Trace]:
-        """Decode greedily, exactly max_tokens tokens for each prompt; traces in prompt order.
-
-        batch_size: how many sequences are in flight, None for all; when one ends, the next starts
-        in its place. order: the permutation in which prompts are taken. chunk_size: prompt tokens
-        that a sequence feeds a step, None for all. None of these changes a bit. Raises ValueError
-        for an empty prompt, ids outside the vocabulary, sequences longer than the model allows,
-        sizes below 1, an order that is no permutation, and NaN among the logits.
-        """
-        return generate.generate(
-            self, prompts, max_tokens, batch_size=batch_size, order=order, chunk_size=chunk_size
-        )
-
-    def replay(self, prompts: Prompts, tokens: Prompts) -> list[Trace]:
-        """Return what the model says at every step of recorded sequences, all rows in one batch.
-
-        tokens: of any lengths, at least 1. A trace's tokens are the rows' choices: where they
-        equal the recorded ones, `generate` gives the same. Errors as `generate`.
-        """
-        return generate.replay(self, prompts, tokens)
+        return self.ops.lm_head(hidden, self.lm_head, contract=self.contract)
 
     def check(self) -> None:
         """Wait for the device; ValueError for an id, position or slot out of range since last."""
-        self.backend.check()
+        self.ops.check()
 
 
 def take(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

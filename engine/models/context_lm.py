@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bitassay.engine.models.ops import Backend, kernels_backend
+from bitassay.engine.models.ops import Ops, kernel_ops
 from bitassay.engine.models.top_logits import choices
 from bitassay.engine.trace import TOP, Trace
 from bitassay.engine.validation import Prompts, check_ids
@@ -26,6 +26,7 @@ from bitassay.reference.checkpoints.checkpoint import (
     require,
 )
 from bitassay.reference.spec.contract import Contract
+from bitassay.reference.spec.errors import SequenceError
 
 
 class ContextLM:
@@ -40,7 +41,7 @@ class ContextLM:
         checkpoint: Checkpoint,
         contract: Contract,
         device: str | torch.device,
-        backend: Backend | None = None,
+        ops: Ops | None = None,
     ) -> None:
         config = checkpoint.path / "config.json"
         if checkpoint.config.get("model_type") != "context-lm":
@@ -49,7 +50,7 @@ class ContextLM:
                 f"{checkpoint.config.get('model_type')!r}: name another checkpoint"
             )
         self.contract = contract
-        self._run = kernels_backend() if backend is None else backend
+        self._run = kernel_ops() if ops is None else ops
         self.vocab_size = config_int(checkpoint, "vocab_size", minimum=TOP)
         self.context_size = config_int(checkpoint, "context_size")
         self.embedding_size = config_int(checkpoint, "embedding_size")
@@ -82,16 +83,16 @@ class ContextLM:
         *,
         contract: Contract,
         device: str | torch.device = "cuda",
-        backend: Backend | None = None,
+        ops: Ops | None = None,
     ) -> ContextLM:
         """Load from a model directory or a checkpoint already read.
 
-        device: a CUDA device of the contract's architecture, or the CPU in the emulator. backend:
+        device: a CUDA device of the contract's architecture, or the CPU in the emulator. ops:
         what it runs on, None for the kernels. Raises CheckpointError for an unfit checkpoint,
         RuntimeError for another device.
         """
         checkpoint = path if isinstance(path, Checkpoint) else load_checkpoint(path)
-        return cls(checkpoint, contract, device, backend)
+        return cls(checkpoint, contract, device, ops)
 
     def generate(
         self,
@@ -125,32 +126,6 @@ class ContextLM:
             traces.update(zip(batch, self._decode(some, max_tokens, batch), strict=True))
         return [traces[index] for index in range(len(prompts))]
 
-    def replay(self, prompts: Prompts, tokens: Prompts) -> list[Trace]:
-        """Return what the model says at every step of recorded sequences, all rows in one batch.
-
-        tokens: of any lengths, at least 1. A trace's tokens are the rows' choices: where they
-        equal the recorded ones, `generate` gives the same. Errors as `generate`.
-        """
-        check_ids(prompts, self.vocab_size, "prompt")
-        check_ids(tokens, self.vocab_size, "recorded tokens of prompt")
-        if len(prompts) != len(tokens):
-            raise ValueError(f"{len(prompts)} prompts, but {len(tokens)} recorded sequences")
-        if not prompts:
-            return []
-        rows = [
-            context
-            for prompt, sequence in zip(prompts, tokens, strict=True)
-            for context in self._contexts([*prompt, *sequence[:-1]])[len(prompt) - 1 :]
-        ]
-        steps = [(s, t) for s, sequence in enumerate(tokens) for t in range(len(sequence))]
-        nans = Flag()
-        columns = self._step(self._hidden(self._on_device(rows)), nans, 0)
-        folds = self._fold_prompts(prompts)
-        self._finish(nans, steps)
-        lengths = [len(sequence) for sequence in tokens]
-        parts = [column.cpu().split(lengths) for column in columns]
-        return [Trace(*fields) for fields in zip(*parts, folds.cpu(), strict=True)]
-
     def _decode(self, prompts: Prompts, max_tokens: int, names: list[int]) -> list[Trace]:
         """Run one batch to its end; names: the prompts' own numbers, for errors."""
         folds = self._fold_prompts(prompts)
@@ -178,8 +153,8 @@ class ContextLM:
         """Return a trace's fields but the last, one entry a row, on the device."""
         logits = self._run.lm_head(hidden, self._weight, self._bias, contract=self.contract)
         chosen = choices(self._run, logits, nans, first_row)
-        prints = [self._run.fingerprint_rows(rows) for rows in (hidden, logits)]
-        return *chosen, torch.stack(prints, dim=1)
+        row_fingerprints = [self._run.fingerprint_rows(rows) for rows in (hidden, logits)]
+        return *chosen, torch.stack(row_fingerprints, dim=1)
 
     def _fold_prompts(self, prompts: Prompts) -> Tensor:  # -> [S, 2]
         """Return each prompt's fold over the rows before the one that chooses the first token.
@@ -188,8 +163,8 @@ class ContextLM:
         """
         rows = [self._contexts(prompt)[:-1] for prompt in prompts]
         contexts = self._on_device([context for some in rows for context in some])
-        prints = self._run.fingerprint_rows(self._hidden(contexts))
-        parts = prints.split([len(some) for some in rows])
+        row_fingerprints = self._run.fingerprint_rows(self._hidden(contexts))
+        parts = row_fingerprints.split([len(some) for some in rows])
         nothing = contexts.new_zeros(())
         return torch.stack([torch.stack([self._run.fold(some), nothing]) for some in parts])
 
@@ -207,8 +182,10 @@ class ContextLM:
         first = nans.take()
         if first is not None:
             prompt, step = steps[first[0]]
-            raise ValueError(
-                f"prompt {prompt}, step {step}: expected numbers among the logits, found NaN, "
-                f"first at id {first[1]}: the weights are too large to be decoded"
+            raise SequenceError(
+                f"expected numbers among the logits, found NaN, first at id {first[1]}: the "
+                "weights are too large to be decoded",
+                prompt=prompt,
+                step=step,
             )
         self._run.check()

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from bitassay.engine.models.batch import Batch
-from bitassay.engine.models.ops import Backend
+from bitassay.engine.models.ops import Ops
 from bitassay.reference.spec.contract import Contract
 
 # Called with an operation's name and its rows, which nothing overwrites later.
 Observe = Callable[[str, Tensor], None]
 
 
-class LayerSizes(Protocol):
+class LayerConfig(Protocol):
     """What a model's configuration says of a layer."""
 
     @property
@@ -41,9 +41,9 @@ class LayerSizes(Protocol):
 class Shared:
     """What all layers have in common; cos, sin: fp32 [positions, D / 2]."""
 
-    config: LayerSizes
+    config: LayerConfig
     contract: Contract
-    backend: Backend
+    ops: Ops
     cos: Tensor
     sin: Tensor
 
@@ -64,7 +64,7 @@ class Projection:
 
 
 @dataclass(frozen=True)
-class Layer:
+class DecoderLayer:
     """The weights of one layer, on one device.
 
     input_layernorm: applied before `forward`, by whoever adds to the residual stream; a draft
@@ -82,7 +82,7 @@ class Layer:
     down_proj: Projection
 
     @classmethod
-    def load(cls, shared: Shared, weights: Mapping[str, Tensor]) -> Layer:
+    def load(cls, shared: Shared, weights: Mapping[str, Tensor]) -> DecoderLayer:
         """Return a layer of tensors named as those below "model.layers.{i}." of a checkpoint."""
         attention, mlp = "self_attn.", "mlp."
         return cls(
@@ -106,7 +106,7 @@ class Layer:
         qkv_proj takes. index: the layer's number, for the
         cache. observe: called with the operations' names within the layer.
         """
-        eps, run = self.shared.config.rms_norm_eps, self.shared.backend
+        eps, run = self.shared.config.rms_norm_eps, self.shared.ops
         attended = self._attend(normed, batch, index, observe)
         update = self._project(attended, self.o_proj)
         observe("o_proj", update)
@@ -124,7 +124,7 @@ class Layer:
         return update, residual
 
     def _attend(self, normed: Tensor, batch: Batch, index: int, observe: Observe) -> Tensor:
-        config, run = self.shared.config, self.shared.backend
+        config, run = self.shared.config, self.shared.ops
         heads = [config.num_heads, config.num_kv_heads, config.num_kv_heads]
         qkv = self._project(normed, self.qkv_proj)
         observe("qkv_proj", qkv)
@@ -160,6 +160,4 @@ class Layer:
 
     def _project(self, x: Tensor, projection: Projection) -> Tensor:
         shared = self.shared
-        return shared.backend.linear(
-            x, projection.weight, projection.bias, contract=shared.contract
-        )
+        return shared.ops.linear(x, projection.weight, projection.bias, contract=shared.contract)

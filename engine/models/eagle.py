@@ -9,14 +9,14 @@ from torch import Tensor
 
 from bitassay.engine.models.batch import Batch
 from bitassay.engine.models.causal_lm import CausalLM, take, within
-from bitassay.engine.models.decoder_layer import Layer, Observe, Shared
+from bitassay.engine.models.decoder_layer import DecoderLayer, Observe, Shared
 from bitassay.engine.models.kv_cache import PagedCache
 from bitassay.reference.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from bitassay.reference.checkpoints.eagle_config import EagleConfig
 
 
 class EagleHead:
-    """A loaded draft head beside its target, whose backend, contract and tables it shares.
+    """A loaded draft head beside its target, whose ops, contract and tables it shares.
 
     A row is fed the id after its position and a hidden row: in the first pass what the target
     left of it, in a chain the head's own of the row before. Its keys and values lie in a cache of
@@ -27,7 +27,7 @@ class EagleHead:
         self.config = config = EagleConfig.from_checkpoint(checkpoint, target.config)
         self.target = target
         self.operations = config.operations
-        self.device, self._run, self._contract = target.device, target.backend, target.contract
+        self.device, self._run, self._contract = target.device, target.ops, target.contract
         weights = {name: t.to(self.device) for name, t in config.weights(checkpoint).items()}
         self._embed_tokens = weights.get("embed_tokens.weight", target.embed_tokens)
         self._lm_head = weights.get("lm_head.weight", target.lm_head)
@@ -39,7 +39,7 @@ class EagleHead:
         shared = Shared(
             config, self._contract, self._run, table.cos.to(self.device), table.sin.to(self.device)
         )
-        self._layer = Layer.load(shared, take(weights, "layer."))
+        self._layer = DecoderLayer.load(shared, take(weights, "layer."))
 
     @classmethod
     def from_pretrained(cls, path: str | Path | Checkpoint, target: CausalLM) -> EagleHead:

@@ -1,4 +1,4 @@
-"""The paged key/value cache: blocks of 16 positions, handed out from a free list."""
+"""The paged key/value cache: blocks of 16 positions, and how many of them there is room for."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class CacheSizes(Protocol):
 class PagedCache:
     """Keys and values of every layer, each [blocks, 16, Hkv, D].
 
-    Which block belongs to which sequence is the allocator's business; what a slot holds before it
+    Which block belongs to which sequence is the scheduler's business; what a slot holds before it
     is written is undefined, and nothing may read it.
     """
 
@@ -63,44 +63,6 @@ class PagedCache:
     def device(self) -> torch.device:
         """Where the cache lies."""
         return self.k[0].device
-
-
-class BlockAllocator:
-    """Which blocks are free and which each sequence holds, in the order of its positions."""
-
-    def __init__(self, blocks: int) -> None:
-        self._free = list(range(blocks))
-        self._tables: dict[int, list[int]] = {}
-        self.blocks = blocks
-
-    @property
-    def free(self) -> int:
-        """How many blocks nobody holds."""
-        return len(self._free)
-
-    def grow(self, sequence: int, length: int) -> list[int]:
-        """Return the blocks of a sequence, with as many more as `length` positions need.
-
-        Raises RuntimeError, and changes nothing, when the free ones do not suffice.
-        """
-        table = self._tables.get(sequence, [])
-        more = max(0, blocks_for(length) - len(table))
-        if more > len(self._free):
-            raise RuntimeError(
-                f"sequence {sequence}: expected {more} free blocks of the cache, found "
-                f"{len(self._free)} of {self.blocks}: run fewer sequences at once, or make the "
-                "cache larger"
-            )
-        # The last ones given back go first, so tables are soon out of order: nobody may mind.
-        taken = [self._free.pop() for _ in range(more)]
-        self._tables[sequence] = table + taken
-        return list(self._tables[sequence])
-
-    def release(self, sequence: int) -> None:
-        """Take back what a sequence holds; KeyError for one that holds nothing."""
-        if sequence not in self._tables:
-            raise KeyError(f"sequence {sequence} holds no blocks: it was never grown, or is gone")
-        self._free += self._tables.pop(sequence)
 
 
 def slots_of(blocks: list[int], positions: Iterable[int]) -> list[int]:

@@ -1,19 +1,21 @@
 """Which operations a model runs on: one record of functions, all with the kernels' signatures.
 
 Models and runs call nothing else, so the same engine runs on the Triton kernels and, on a CPU, on
-any other operations of the same bits.
+any other operations of the same bits. Where each function is stands in `spec.operations`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from importlib import import_module
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from bitassay.kernels.flags import Flag
+from bitassay.reference.spec.operations import ENGINE_OPERATIONS, Operation
 
 
 class FingerprintInto(Protocol):
@@ -35,11 +37,10 @@ class Decide(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Backend:
-    """Operations with the names and signatures of the kernels; `kernels_backend` has them.
+class Ops:
+    """Operations with the names of `ENGINE_OPERATIONS` and the signatures of the kernels.
 
-    add: x + residual, rounded once. rotary: `kernels.rotary.apply`. write_cache:
-    `kernels.cache.write`. check: waits for the device and raises ValueError for the first id,
+    name: whose they are. check: waits for the device and raises ValueError for the first id,
     position or slot that was out of range since last. check_device: raises RuntimeError unless
     the operations run on a device with an architecture's arithmetic.
     """
@@ -63,48 +64,31 @@ class Backend:
     check_device: Callable[[torch.device, str], None]
 
 
-def kernels_backend() -> Backend:
+def kernel_ops() -> Ops:
     """Return the Triton kernels; imports triton, which has one mode a process."""
-    from bitassay.kernels import (
-        activation,
-        attention,
-        cache,
-        embedding,
-        fingerprint,
-        linear,
-        norm,
-        rotary,
-        sample,
-    )
     from bitassay.kernels.device import check_device
     from bitassay.kernels.linear_pointer import INTERPRETED
 
+    functions = {one.name: getattr(_module(one), one.function) for one in ENGINE_OPERATIONS}
+    flagged = [_module(one) for one in ENGINE_OPERATIONS if one.flagged]
+
     def check() -> None:
         errors = []
-        for operation in (embedding, rotary, cache):  # all, so that none is left for later
+        for module in flagged:  # all, so that none is left for later
             try:
-                operation.check()
+                module.check()
             except ValueError as error:
                 errors.append(error)
         if errors:
             raise errors[0]
 
-    return Backend(
+    return Ops(
         name="kernels",
-        embedding=embedding.embedding,
-        linear=linear.linear,
-        lm_head=linear.lm_head,
-        rms_norm=norm.rms_norm,
-        add_rms_norm=norm.add_rms_norm,
-        add=norm.add,
-        rotary=rotary.apply,
-        silu_and_mul=activation.silu_and_mul,
-        write_cache=cache.write,
-        paged_attention=attention.paged_attention,
-        decide=sample.decide,
-        fingerprint_rows=fingerprint.fingerprint_rows,
-        fingerprint_into=fingerprint.fingerprint_into,
-        fold=fingerprint.fold,
+        **functions,
         check=check,
         check_device=lambda device, arch: check_device(INTERPRETED, device, arch),
     )
+
+
+def _module(operation: Operation) -> Any:
+    return import_module(f"bitassay.kernels.{operation.module}")

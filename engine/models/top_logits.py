@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bitassay.engine.models.ops import Backend
+from bitassay.engine.models.ops import Ops
 from bitassay.engine.trace import TOP
 from bitassay.kernels.flags import Flag
 
@@ -13,7 +13,7 @@ CHOOSING = 256  # rows whose logits are looked at together: a vocabulary makes t
 
 
 def choices(  # [R, V] -> [R], [R, 8], [R, 8], [R]
-    run: Backend, logits: Tensor, nans: Flag, first_row: int
+    run: Ops, logits: Tensor, nans: Flag, first_row: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return tokens, top ids, top bits and margins of rows of logits, in a trace's dtypes.
 

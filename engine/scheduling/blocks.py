@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import count
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from bitassay.engine.scheduling.request import Request
+from bitassay.engine.validation import What
+from bitassay.reference.spec.errors import SequenceError
 
 BLOCK_SIZE = 16  # positions of a block, as `kernels.cache` writes them
 
@@ -32,16 +34,17 @@ def blocks_for(positions: int) -> int:
 
 
 def check_blocks(
-    prompts: Sequence[int], tokens: Sequence[int], num_blocks: int, what: str, *, first: int = 0
+    prompts: Sequence[int], tokens: Sequence[int], num_blocks: int, what: What, *, first: int = 0
 ) -> None:
     """Raise ValueError naming the first prompt that the whole cache could not hold."""
     for index, (prompt, length) in enumerate(zip(prompts, tokens, strict=True), first):
         needed = blocks_for(prompt + length - 1)
         if needed > num_blocks:
-            raise ValueError(
-                f"{what} {index}: expected at most {num_blocks} blocks, all of the cache, found "
-                f"{needed}: {prompt} tokens continued by {length}: shorten it, or make the cache "
-                "larger (num_blocks)"
+            where: dict[str, Any] = {what: index}
+            raise SequenceError(
+                f"expected at most {num_blocks} blocks, all of the cache, found {needed}: {prompt} "
+                f"tokens continued by {length}: shorten it, or make the cache larger (num_blocks)",
+                **where,
             )
 
 

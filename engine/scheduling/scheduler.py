@@ -31,7 +31,7 @@ class Scheduler:
     def __init__(self, config: EngineConfig, blocks: BlockManager, stats: Stats) -> None:
         self._config, self._blocks, self._stats = config, blocks, stats
         # The head's chain writes rows after the last draft: those of drafts 1 … K - 1.
-        self._lookahead = max(0, config.num_draft_tokens - 1)
+        self._lookahead = max(0, (config.num_speculative_tokens or 0) - 1)
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
         self._scheduled: list[tuple[Request, Rows]] = []

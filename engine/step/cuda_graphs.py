@@ -53,7 +53,7 @@ class _Captured:
     outputs: Outputs
 
 
-class Graphs:
+class CudaGraphs:
     """The padded decoding steps of one runner."""
 
     def __init__(self, step: DeviceStep, device: torch.device) -> None:
@@ -81,7 +81,9 @@ class Graphs:
             return replace(
                 left,
                 choices=None if left.choices is None else left.choices.clone(),
-                draft_prints=None if left.draft_prints is None else left.draft_prints.clone(),
+                draft_fingerprints=None
+                if left.draft_fingerprints is None
+                else left.draft_fingerprints.clone(),
             )
 
     def _capture(self, sizes: Sizes) -> _Captured:

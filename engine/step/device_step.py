@@ -15,7 +15,7 @@ from bitassay.engine.models.causal_lm import CausalLM
 from bitassay.engine.models.kv_cache import PagedCache
 from bitassay.engine.models.top_logits import CHOOSING, choices
 from bitassay.engine.step.drafting import Drafting
-from bitassay.engine.step.fingerprints import Prints, Recorder
+from bitassay.engine.step.fingerprints import Recorder, RowFingerprints
 from bitassay.engine.step.inputs import Inputs
 from bitassay.engine.step.verify import verify
 from bitassay.kernels.flags import CLEAR, Flag
@@ -27,12 +27,12 @@ class Outputs:
 
     answer: int64 [S (K + 1) + S + S K + 2], what the host is told: choices, accepted, drafts, and
     the first NaN among the target's logits and among the head's. choices: int64 [S, K + 1, 18]
-    and draft_prints: int64 [S, K, D] for traces, None where nothing is captured.
+    and draft_fingerprints: int64 [S, K, D] for traces, None where nothing is captured.
     """
 
     answer: Tensor
     choices: Tensor | None = None
-    draft_prints: Tensor | None = None
+    draft_fingerprints: Tensor | None = None
 
 
 class DeviceStep:
@@ -42,23 +42,23 @@ class DeviceStep:
         self,
         model: CausalLM,
         cache: PagedCache,
-        prints: Prints | None,
+        row_fingerprints: RowFingerprints | None,
         drafting: Drafting | None,
         hidden_operations: tuple[str, ...],
     ) -> None:
-        self._model, self._cache, self._prints = model, cache, prints
+        self._model, self._cache, self._row_fingerprints = model, cache, row_fingerprints
         self._drafting, self._wanted = drafting, hidden_operations
         self._recorder = None
-        if prints is not None:
-            self._recorder = Recorder(model.backend, model.operations, model.device)
+        if row_fingerprints is not None:
+            self._recorder = Recorder(model.ops, model.operations, model.device)
         self._nans = Flag()  # its rows: those that choose
 
     def __call__(self, x: Inputs) -> Outputs | None:
         """Run a step and return its outputs; None where no sequence chooses."""
         kept: dict[str, Tensor] = {}
         recorder = self._recorder
-        if recorder is not None and self._prints is not None:
-            recorder.to(self._prints.rows, x["slots"])
+        if recorder is not None and self._row_fingerprints is not None:
+            recorder.to(self._row_fingerprints.rows, x["slots"])
 
         def observe(name: str, rows: Tensor) -> None:
             if name in self._wanted:
@@ -89,20 +89,20 @@ class DeviceStep:
             rows = rows.index_select(0, x["choosing"])
         chosen, details = self._choices(rows)
         verified = verify(x, chosen)
-        drafts, draft_prints = chosen.new_empty(x.sizes.tails, 0), None
+        drafts, draft_fingerprints = chosen.new_empty(x.sizes.tails, 0), None
         if self._drafting is not None:
-            drafts, draft_prints = self._drafting.draft(x, chosen, hidden, verified)
+            drafts, draft_fingerprints = self._drafting.draft(x, chosen, hidden, verified)
         answer = [verified.choices.flatten(), verified.accepted, drafts.flatten(), *words]
         if details is not None:
             details = details[x["tails"]]
-        return Outputs(torch.cat(answer), details, draft_prints)
+        return Outputs(torch.cat(answer), details, draft_fingerprints)
 
     def _choices(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:  # -> [C], [C, 18]
         """Return what rows choose, and the details for traces, a part of the rows at a time."""
-        run, chosen, details = self._model.backend, [], []
+        run, chosen, details = self._model.ops, [], []
         for first in range(0, len(rows), CHOOSING):
             logits = self._model.logits(rows[first : first + CHOOSING])
-            if self._prints is None:
+            if self._row_fingerprints is None:
                 _, ids, _ = run.decide(logits, 2, nans=self._nans, first_row=first)
                 chosen.append(ids[:, 0])
                 continue

@@ -8,9 +8,9 @@ from torch import Tensor
 from bitassay.engine.models.batch import Batch, Placement
 from bitassay.engine.models.eagle import EagleHead
 from bitassay.engine.models.kv_cache import PagedCache
-from bitassay.engine.models.ops import Backend
+from bitassay.engine.models.ops import Ops
 from bitassay.engine.scheduling.blocks import BLOCK_SIZE
-from bitassay.engine.step.fingerprints import Prints, Recorder
+from bitassay.engine.step.fingerprints import Recorder, RowFingerprints
 from bitassay.engine.step.inputs import Inputs
 from bitassay.engine.step.verify import Verified
 from bitassay.kernels.flags import Flag
@@ -19,7 +19,7 @@ _LINE = 16  # elements
 
 
 class Drafting:
-    """A head with its cache; and, where they are kept, the prints of its first pass.
+    """A head with its cache; and, where they are kept, the fingerprints of its first pass.
 
     The rows of rejected drafts are stored like all others, in slots of positions after the
     accepted ones. Whatever reads these later has written them before: each round's chain, then
@@ -29,15 +29,15 @@ class Drafting:
     def __init__(
         self,
         head: EagleHead,
-        run: Backend,
+        run: Ops,
         cache: PagedCache,
-        prints: Prints | None,
+        row_fingerprints: RowFingerprints | None,
         num_drafts: int,
     ) -> None:
         self._head, self._run, self._cache = head, run, cache
-        self._prints, self._num_drafts = prints, num_drafts
+        self._row_fingerprints, self._num_drafts = row_fingerprints, num_drafts
         self._recorder = None
-        if prints is not None:
+        if row_fingerprints is not None:
             self._recorder = Recorder(run, head.operations, head.device)
         self.nans = Flag()  # its rows: place in the chain * S + sequence
 
@@ -49,23 +49,29 @@ class Drafting:
         chosen: the choices of the choosing rows. hidden: the target's rows for the head.
         """
         tails, base = len(verified.base), verified.base
-        prints = self._new_prints(tails)
+        row_fingerprints = self._new_fingerprints(tails)
         rows, state = (part.index_select(0, base) for part in self._first_pass(x, chosen, hidden))
         logits = [self._head.logits(rows)]
         drafts = [self._choose(logits[0], 0)]
         for j, placement in enumerate(self._chain(x, verified), start=1):
             batch = Batch.of(placement, drafts[-1], self._cache)
             places = torch.arange(tails, device=base.device) * self._num_drafts + j
-            out = None if prints is None else prints.flatten(0, 1)
+            out = None if row_fingerprints is None else row_fingerprints.flatten(0, 1)
             rows, state = self._pass(batch, state, out, places, chain=True)
             logits.append(self._head.logits(rows))
             drafts.append(self._choose(logits[j], j * tails))
-        if self._prints is not None and self._recorder is not None and prints is not None:
+        if (
+            self._row_fingerprints is not None
+            and self._recorder is not None
+            and row_fingerprints is not None
+        ):
             self._recorder.join()
-            prints[:, 0] = self._prints[x["slots"].index_select(0, base).clamp_min(0)]
+            row_fingerprints[:, 0] = self._row_fingerprints[
+                x["slots"].index_select(0, base).clamp_min(0)
+            ]
             of_logits = [self._run.fingerprint_rows(some) for some in logits]
-            prints[:, :, -1] = torch.stack(of_logits, dim=1)
-        return torch.stack(drafts, dim=1), prints
+            row_fingerprints[:, :, -1] = torch.stack(of_logits, dim=1)
+        return torch.stack(drafts, dim=1), row_fingerprints
 
     def follow(self, x: Inputs, hidden: Tensor) -> None:
         """Run the first pass of a step in which no sequence chooses."""
@@ -81,7 +87,7 @@ class Drafting:
         ids = x["next_ids"]
         if chosen is not None:
             ids = ids.index_copy(0, x["choosing"], chosen)
-        out = None if self._prints is None else self._prints.rows
+        out = None if self._row_fingerprints is None else self._row_fingerprints.rows
         return self._pass(x.batch(ids, self._cache), hidden, out, x["slots"], chain=False)
 
     def _pass(
@@ -136,10 +142,10 @@ class Drafting:
         _, ids, _ = self._run.decide(logits, 2, nans=self.nans, first_row=first_row)
         return self._head.token_ids(ids[:, 0])
 
-    def _new_prints(self, tails: int) -> Tensor | None:
-        if self._prints is None:
+    def _new_fingerprints(self, tails: int) -> Tensor | None:
+        if self._row_fingerprints is None:
             return None
-        shape = (tails, self._num_drafts, len(self._prints.operations))
+        shape = (tails, self._num_drafts, len(self._row_fingerprints.operations))
         return torch.zeros(shape, dtype=torch.int64, device=self._head.device)
 
 

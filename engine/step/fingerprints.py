@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bitassay.engine.models.ops import Backend
+from bitassay.engine.models.ops import Ops
 from bitassay.engine.scheduling.blocks import BLOCK_SIZE
 
 # The norm that closes a layer has the next layer's name; that of the last needs no mark.
@@ -22,7 +22,7 @@ _LAYER_ENDS = re.compile(r"layers\.\d+\.input_layernorm")
 
 
 @dataclass(frozen=True)
-class Prints:
+class RowFingerprints:
     """int64 [slots, O]: the fingerprints of the row whose keys and values lie in a slot.
 
     The column of the lm_head, the last, stays zero: only rows that choose have logits, and theirs
@@ -33,7 +33,7 @@ class Prints:
     operations: tuple[str, ...]
 
     @classmethod
-    def empty(cls, operations: Sequence[str], blocks: int, device: torch.device) -> Prints:
+    def empty(cls, operations: Sequence[str], blocks: int, device: torch.device) -> RowFingerprints:
         """Return the prints of a cache of so many blocks."""
         shape = (blocks * BLOCK_SIZE, len(operations))
         return cls(torch.zeros(shape, dtype=torch.int64, device=device), tuple(operations))
@@ -57,7 +57,7 @@ class Recorder:
     graph. Products of many rows leave no room beside them, so these wait for their turn.
     """
 
-    def __init__(self, run: Backend, operations: Sequence[str], device: torch.device) -> None:
+    def __init__(self, run: Ops, operations: Sequence[str], device: torch.device) -> None:
         self._run = run
         self._ends = {name for name in operations if _LAYER_ENDS.fullmatch(name)}
         self._columns = {name: column for column, name in enumerate(operations)}

@@ -189,6 +189,14 @@ class Inputs:
             },
         )
 
+    @classmethod
+    def upload(cls, step: Sequence[Rows], num_drafts: int, device: torch.device) -> Inputs:
+        """Return a step's arrays as they are, unpadded, from ordinary memory: it waits."""
+        sizes = sizes_of(step, num_drafts)
+        packed = np.empty(sizes.nbytes, dtype=np.uint8)
+        pack(step, sizes, packed)
+        return cls.of(torch.from_numpy(packed).to(device), sizes)
+
     def __getitem__(self, name: str) -> Tensor:
         """Return an array."""
         return self.arrays[name]

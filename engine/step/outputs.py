@@ -24,11 +24,12 @@ class StepHandle:
     """A step's outputs on the device, for the sequences that chose, in their order.
 
     choices: int64 [S, K + 1, CHOICE], the target's row after the last known token, then after
-    each draft. draft_prints: int64 [S, K, D], the rows that chose the drafts; None without a head.
+    each draft. draft_fingerprints: int64 [S, K, D], the rows that chose the drafts; None without a
+    head.
     """
 
     choices: Tensor
-    draft_prints: Tensor | None
+    draft_fingerprints: Tensor | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +56,7 @@ def collect(results: Sequence[Result]) -> Collected | None:
     if not handles:
         return None
     rows = torch.cat([h.choices[r.row, : r.accepted + 1] for h, r in handles])
-    drafts = [h.draft_prints[r.row] for h, r in handles if h.draft_prints is not None]
+    drafts = [h.draft_fingerprints[r.row] for h, r in handles if h.draft_fingerprints is not None]
     return Collected(
         top_ids=rows[:, :TOP].int(),
         top_bits=rows[:, TOP : 2 * TOP].contiguous(),

@@ -11,14 +11,15 @@ from bitassay.engine.models.causal_lm import CausalLM
 from bitassay.engine.models.eagle import EagleHead
 from bitassay.engine.scheduling.blocks import blocks_for
 from bitassay.engine.scheduling.step_plan import Result, Rows
-from bitassay.engine.step.cuda_graphs import Graphs, enforce_eager, padded
+from bitassay.engine.step.cuda_graphs import CudaGraphs, enforce_eager, padded
 from bitassay.engine.step.device_step import DeviceStep, Outputs
 from bitassay.engine.step.drafting import Drafting
-from bitassay.engine.step.fingerprints import Prints
+from bitassay.engine.step.fingerprints import RowFingerprints
 from bitassay.engine.step.inputs import Inputs, Sizes, pack, sizes_of
 from bitassay.engine.step.outputs import Collected, StepHandle, collect
 from bitassay.engine.step.staging import Staging
 from bitassay.reference.spec.arch import get_arch
+from bitassay.reference.spec.errors import SequenceError
 
 __all__ = ["Collected", "Result", "Rows", "Runner", "collect"]
 
@@ -38,35 +39,34 @@ class Runner:
         num_blocks: int | None = None,
     ) -> None:
         config = config or EngineConfig()
-        if config.num_draft_tokens and head is None:
-            raise ValueError(
-                f"num_draft_tokens is {config.num_draft_tokens}, but there is no draft head: "
-                "load one, or set num_draft_tokens to 0"
-            )
+        self.num_drafts = config.drafts(head=head is not None)
         longest = blocks_for(model.config.max_position_embeddings)
         num_blocks = config.num_blocks if num_blocks is None else num_blocks
         if num_blocks is None:
             raise ValueError("num_blocks: expected how many blocks the caches have, found None")
         self.model, self.head, self.config, self.num_blocks = model, head, config, num_blocks
         self.device = model.device
-        self.num_drafts = config.num_draft_tokens
         capture = config.capture
-        self.prints = Prints.empty(model.operations, num_blocks, self.device) if capture else None
-        self.draft_prints: Prints | None = None
+        self.row_fingerprints = (
+            RowFingerprints.empty(model.operations, num_blocks, self.device) if capture else None
+        )
+        self.draft_fingerprints: RowFingerprints | None = None
         self.caches = [model.new_cache(num_blocks)]
         drafting = None
         if head is not None and self.num_drafts:
             if capture:
-                self.draft_prints = Prints.empty(head.operations, num_blocks, self.device)
+                self.draft_fingerprints = RowFingerprints.empty(
+                    head.operations, num_blocks, self.device
+                )
             self.caches.append(head.new_cache(num_blocks))
             drafting = Drafting(
-                head, model.backend, self.caches[1], self.draft_prints, self.num_drafts
+                head, model.ops, self.caches[1], self.draft_fingerprints, self.num_drafts
             )
         wanted = head.config.hidden_operations if head is not None and drafting else ()
-        self._step = DeviceStep(model, self.caches[0], self.prints, drafting, wanted)
+        self._step = DeviceStep(model, self.caches[0], self.row_fingerprints, drafting, wanted)
         arch = get_arch(model.contract.arch) if self.device.type == "cuda" else None
         self.eager = enforce_eager(arch, config.enforce_eager, config.force_graphs)
-        self._graphs = Graphs(self._step, self.device)
+        self._graphs = CudaGraphs(self._step, self.device)
         self._most_blocks = min(num_blocks, longest)
         self._staging = Staging(self.device)
 
@@ -104,7 +104,7 @@ class Runner:
         self._refuse_nan(choosing, sizes, answer)
         handle = None
         if outputs.choices is not None:
-            handle = StepHandle(outputs.choices, outputs.draft_prints)
+            handle = StepHandle(outputs.choices, outputs.draft_fingerprints)
         wide, depth = sizes.num_drafts + 1, sizes.num_drafts
         accepted = answer[sizes.tails * wide :]
         drafts = accepted[sizes.tails :]
@@ -127,20 +127,22 @@ class Runner:
         for rows in choosing:
             if row < 1 + rows.drafts:
                 position = rows.first + len(rows.ids) - rows.drafts + row
-                raise ValueError(
-                    f"request {rows.request}, position {position}: expected numbers among the "
-                    f"logits, found NaN, first at id {token}: the weights are too large to be "
-                    "decoded"
+                raise SequenceError(
+                    f"expected numbers among the logits, found NaN, first at id {token}: the "
+                    "weights are too large to be decoded",
+                    request=rows.request,
+                    position=position,
                 )
             row -= 1 + rows.drafts
         accepted = answer[sizes.tails * (sizes.num_drafts + 1) :]
         for flag in flags[1:]:
             ahead, row = divmod(flag >> 32, sizes.tails)
             if row < len(choosing) and ahead < self._usable(choosing[row], accepted[row]):
-                raise ValueError(
-                    f"request {choosing[row].request}, draft {ahead + 1}: expected numbers among "
-                    f"the draft head's logits, found NaN, first at id {flag & 0xFFFFFFFF}: its "
-                    "weights are too large to be decoded"
+                raise SequenceError(
+                    "expected numbers among the draft head's logits, found NaN, first at id "
+                    f"{flag & 0xFFFFFFFF}: its weights are too large to be decoded",
+                    request=choosing[row].request,
+                    draft=ahead,
                 )
 
     def _usable(self, rows: Rows, accepted: int) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +15,8 @@ Progress = Callable[[int, int], None]  # called with what is done and what there
 class Job:
     """What to continue: prompts by name, for `steps` tokens each, under an architecture.
 
-    model_digest: what the model must be when it is read. batch_size: sequences at once, None for
-    all; shuffle: seed of the order in which an engine takes the prompts, None for as given;
-    chunk_size: prompt tokens an engine takes a step, None for all. None of these may change a bit.
-    draft: the draft head, if any; draft_digest: what it must be when it is read.
+    model_digest: what the model must be when it is read, "" for whatever it is. draft: the draft
+    head, if any; draft_digest: as model_digest.
     """
 
     model: Path
@@ -28,9 +25,6 @@ class Job:
     prompt_names: tuple[str, ...]
     prompts: tuple[tuple[int, ...], ...]
     steps: int
-    batch_size: int | None = None
-    shuffle: int | None = None
-    chunk_size: int | None = None
     draft: Path | None = None
     draft_digest: str = ""
 
@@ -38,13 +32,6 @@ class Job:
     def contract(self) -> Contract:
         """The contract of this build for the architecture."""
         return default_contract(self.arch)
-
-    @property
-    def order(self) -> list[int] | None:
-        """The prompts' order for an engine; None as given."""
-        if self.shuffle is None:
-            return None
-        return random.Random(self.shuffle).sample(range(len(self.prompts)), len(self.prompts))
 
     def rows(self, prompt: int) -> int:
         """How many rows a prompt and its continuation have; the last token is never fed.

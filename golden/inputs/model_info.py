@@ -5,20 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
-from torch import Tensor
 
 from bitassay.reference.checkpoints.checkpoint import (
     Checkpoint,
     CheckpointError,
     config_dtype,
     config_int,
-    load_checkpoint,
 )
-from bitassay.reference.generation import Progress
+from bitassay.reference.generation import OnTokens, Progress
 from bitassay.reference.spec.contract import Contract, operations
 from bitassay.reference.trace import Trace
 
@@ -28,13 +25,15 @@ TRANSFORMERS = ("llama", "qwen3")
 class Reference(Protocol):
     """What every model of the reference can do; see ContextLM, whose methods these are."""
 
-    def logits(self, hidden: Tensor, /) -> Tensor:
-        """Return the logits of the rows that choose; asked for once a step."""
-
     def generate_many(
-        self, prompts: Sequence[Sequence[int]], max_tokens: int, progress: Progress, /
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_tokens: int,
+        progress: Progress,
+        on_tokens: OnTokens | None = None,
+        /,
     ) -> Sequence[Trace]:
-        """Generate a step of all prompts at a time."""
+        """Generate a step of all prompts at a time; on_tokens: called with what each chose."""
 
     def replay_many(
         self,
@@ -125,16 +124,12 @@ def load_reference(
     return ContextLM.from_pretrained(checkpoint, contract=contract)
 
 
-def load_engine(path: Path, contract: Contract, device: str) -> Any:
-    """Return the engine's model for a directory; imports triton, which has one mode a process."""
-    checkpoint = load_checkpoint(path)
-    if _model_type(checkpoint) in TRANSFORMERS:
-        from bitassay.engine.models.causal_lm import CausalLM
+def is_transformer(checkpoint: Checkpoint) -> bool:
+    """Return whether a checkpoint's model is a transformer, which keeps keys and values.
 
-        return CausalLM.from_pretrained(path, contract=contract, device=device)
-    from bitassay.engine.models.context_lm import ContextLM
-
-    return ContextLM.from_pretrained(path, contract=contract, device=device)
+    Raises CheckpointError for a model_type that is not supported.
+    """
+    return _model_type(checkpoint) in TRANSFORMERS
 
 
 def _of_both(target: str, head: str) -> str:
@@ -146,7 +141,7 @@ def _require_transformer(checkpoint: Checkpoint) -> None:
     if (found := _model_type(checkpoint)) not in TRANSFORMERS:
         raise CheckpointError(
             f"{checkpoint.path}: expected a target of one of {', '.join(TRANSFORMERS)} for a draft "
-            f"head, found {found}: leave the head away"
+            f"head, found {found}: omit the head"
         )
 
 

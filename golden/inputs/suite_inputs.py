@@ -6,12 +6,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bitassay.golden.errors import GoldenError, PromptError
+from bitassay.golden.inputs.checkpoint_cache import describe_checkpoint
 from bitassay.golden.inputs.job import Job
 from bitassay.golden.inputs.model_info import ModelFacts, model_facts
 from bitassay.golden.inputs.prompts import encode_prompts, load_prompts
 from bitassay.golden.provenance import Identity
 from bitassay.golden.suites import Suite
-from bitassay.reference.checkpoints.checkpoint import load_checkpoint, load_tokenizer
+from bitassay.reference.checkpoints.checkpoint import load_tokenizer
 from bitassay.reference.spec.contract import default_contract
 
 
@@ -39,8 +40,8 @@ class Inputs:
 
 def load_inputs(suite: Suite, arch: str) -> Inputs:
     """Read a suite's model, tokenizer and prompts; errors say which of them is unfit and why."""
-    checkpoint = load_checkpoint(suite.model)
-    draft = load_checkpoint(suite.draft) if suite.draft else None
+    checkpoint = describe_checkpoint(suite.model)
+    draft = describe_checkpoint(suite.draft) if suite.draft else None
     contract = default_contract(arch)
     facts = model_facts(checkpoint, contract, draft)
     prompts, prompts_digest = load_prompts(suite.prompts)

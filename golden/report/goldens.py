@@ -39,6 +39,7 @@ def facts(golden: Golden) -> Table:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     provenance, stream = golden.provenance, golden.stream
+    margins = stream.required("margins")
     rows = asdict(provenance.identity) | {
         "content digest": golden.entry.digest,
         "schema": provenance.schema,
@@ -46,12 +47,12 @@ def facts(golden: Golden) -> Table:
         "commit": f"{provenance.commit}{' with changes' if provenance.dirty else ''}",
         "packages": ", ".join(f"{k} {v}" for k, v in provenance.packages.items()),
         "confirmed": confirmed(golden.entry),
-        "operations": _operations(stream.operations),
+        "operations": _operations(stream.operations or ()),
         "prompts × steps": f"{len(stream.prompt_names)} × {stream.steps}",
         "distinct rows": f"{stream.distinct_rows:,} of {stream.tokens.size:,}",
         **_drafting(stream),
-        "smallest margin": f"{int(stream.margins.min())} ulps of {stream.logits_dtype}; "
-        f"{int((stream.margins == 0).sum())} ties",
+        "smallest margin": f"{int(margins.min())} ulps of {stream.logits_dtype}; "
+        f"{int((margins == 0).sum())} ties",
     }
     for key, value in rows.items():
         table.add_row(key.replace("_", " "), Text(str(value)))
@@ -64,7 +65,7 @@ def _drafting(stream: TokenStream) -> dict[str, str]:
         return {}
     lengths = [f"{stream.drafts.acceptance_length(k):.2f} at K = {k}" for k in (1, 3, 5)]
     return {
-        "draft operations": _operations(stream.drafts.draft_operations),
+        "draft operations": _operations(stream.drafts.draft_operations or ()),
         "drafts": f"{int((stream.drafts.draft_tokens >= 0).sum()):,}",
         "acceptance length": f"{', '.join(lengths)} tokens a round",
     }
@@ -85,5 +86,5 @@ def streams(golden: Golden, chosen: list[int], decode: Decode) -> Iterator[Text]
         prompt, tokens = stream.prompt(s), stream.tokens[s].tolist()
         text, whole = decode(prompt), decode(prompt + tokens)
         # What stands between the two, a blank between ids, belongs to neither alone.
-        said = whole.removeprefix(text) if whole.startswith(text) else decode(tokens)
-        yield Text(text, style="dim").append(Text(said, style="not dim green"))
+        continuation = whole.removeprefix(text) if whole.startswith(text) else decode(tokens)
+        yield Text(text, style="dim").append(Text(continuation, style="not dim green"))

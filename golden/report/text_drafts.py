@@ -11,30 +11,6 @@ from bitassay.golden.streams.drafts import DraftStream
 from bitassay.golden.streams.token_stream import TokenStream
 
 
-def draft_operations(stream: TokenStream) -> tuple[str, ...]:
-    """Return the operations of the draft head, none without one."""
-    return stream.drafts.draft_operations if stream.drafts else ()
-
-
-def all_operations(stream: TokenStream) -> tuple[str, ...]:
-    """Return the operations of target and draft head, in running order."""
-    return stream.operations + draft_operations(stream)
-
-
-def print_of(stream: TokenStream, d: Difference, operation: str) -> int:
-    """Return the fingerprint of an operation's row, or of the prompt's rows, that differs."""
-    if operation in stream.operations:
-        o = stream.operations.index(operation)
-        if d.step is None:
-            return int(stream.prompt_fingerprints[d.prompt, o])
-        return int(stream.fingerprints[d.prompt, d.step, o])
-    drafts = _drafts(stream)
-    o = drafts.draft_operations.index(operation)
-    if d.step is None or d.draft is None:
-        return int(drafts.draft_prompt_fingerprints[d.prompt, o])
-    return int(drafts.draft_fingerprints[d.prompt, d.step, d.draft, o])
-
-
 def draft_difference(
     expected: TokenStream, found: TokenStream, d: Difference, decode: Callable[[list[int]], str]
 ) -> Iterator[Text]:
@@ -44,9 +20,9 @@ def draft_difference(
     yield Text(f"  after         token {after[0]} {decode(after)!r}")
     for label, stream in (("expected", expected), ("found", found)):
         drafts = _drafts(stream)
-        own = [int(i) for i in drafts.draft_tokens[d.prompt, d.step] if i >= 0]
-        said = ", ".join(f"{token} {decode([token])!r}" for token in own) or "nothing"
-        yield Text(f"  {label:<13} drafted {said}; {_accepted(drafts, d.prompt, d.step)}")
+        ids = [int(i) for i in drafts.draft_tokens[d.prompt, d.step] if i >= 0]
+        drafted = ", ".join(f"{token} {decode([token])!r}" for token in ids) or "nothing"
+        yield Text(f"  {label:<13} drafted {drafted}; {_accepted(drafts, d.prompt, d.step)}")
     yield Text(f"  differing     {', '.join(d.arrays)}")
     yield from _rounds(expected, found, d)
 

@@ -1,27 +1,14 @@
-"""What was run, as a stream; and kernels run in static batches."""
+"""Traces of a job's prompts as one stream."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 
 from bitassay.golden.errors import GoldenError
 from bitassay.golden.inputs.job import Job
-from bitassay.golden.inputs.model_info import ModelFacts, load_engine
+from bitassay.golden.inputs.model_info import ModelFacts
 from bitassay.golden.streams.token_stream import ALL_ARRAYS, ARRAYS, TokenStream, from_parts, ragged
-from bitassay.golden.streams.traces import Arrays, trace_arrays
-
-
-def run_engine(job: Job, facts: ModelFacts, device: str) -> TokenStream:
-    """Generate with the engine on this process's kernels, step by step in batches."""
-    model = load_engine(job.model, job.contract, device)
-    options: dict[str, Any] = {"batch_size": job.batch_size, "order": job.order}
-    if job.chunk_size is not None:
-        options["chunk_size"] = job.chunk_size
-    prompts = [list(prompt) for prompt in job.prompts]
-    traces = model.generate(prompts, job.steps, **options)
-    return collect([trace_arrays(trace) for trace in traces], job, facts)
+from bitassay.golden.streams.traces import Arrays
 
 
 def collect(traces: list[Arrays], job: Job, facts: ModelFacts) -> TokenStream:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field, fields, replace
-from pathlib import Path
-from typing import IO, Any
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
@@ -15,10 +13,9 @@ from bitassay.engine.distributed.group import TIMEOUT, check_timeout
 from bitassay.engine.distributed.parallel import Gathered, Requests, total
 from bitassay.engine.scheduling.stats import Stats
 from bitassay.engine.trace import EngineTrace
-from bitassay.golden.runs.check_options import NO_GPU, Backend
+from bitassay.golden.inputs.job import Job
+from bitassay.golden.runs.backend import Backend
 from bitassay.golden.streams.traces import Arrays
-
-__all__ = ["NO_GPU", "Backend", "EngineJob", "EngineRun"]
 
 # A step of the interpreter takes minutes, and so does one of the reference with a large model.
 _SLOW_TIMEOUT = 1800.0
@@ -26,30 +23,22 @@ _SLOW_TIMEOUT = 1800.0
 
 @dataclass(frozen=True)
 class EngineJob:
-    """Prompts for an engine, `max_tokens` each, and how it runs them.
+    """A job for an engine, and how it runs it: each of its prompts is a request.
 
-    config: fields of EngineConfig. order, arrivals, cancelled, eos_token_id: see
-    engine.parallel.Requests. warm: run all once before, so that the prefix cache knows them; what
-    comes back is of the second time. timeout: seconds for a step's collective, None for what the
-    backend usually needs. model_digest, draft_digest: what the checkpoints must be when they are
-    read, "" for whatever they are.
+    order, arrivals, cancelled, eos_token_id: see engine.distributed.parallel.Requests. warm: run
+    all once before, so that the prefix cache knows them; what comes back is of the second time.
+    timeout: seconds for a step's collective, None for what the backend usually needs.
     """
 
-    model: Path
-    arch: str
-    prompts: tuple[tuple[int, ...], ...]
-    max_tokens: int
-    draft: Path | None = None
+    job: Job
+    config: EngineConfig = field(default_factory=EngineConfig)
     backend: Backend = Backend.GPU
-    config: dict[str, Any] = field(default_factory=dict)
     order: tuple[int, ...] | None = None
     arrivals: tuple[int, ...] | None = None
     cancelled: dict[int, int] = field(default_factory=dict)
     eos_token_id: tuple[int, ...] | None = None
     warm: bool = False
     timeout: float | None = None
-    model_digest: str = ""
-    draft_digest: str = ""
 
     def __post_init__(self) -> None:
         """Raise ValueError for a timeout that no rank could wait for."""
@@ -66,15 +55,16 @@ class EngineJob:
     @property
     def loaded(self) -> tuple[object, ...]:
         """What ranks load once for all jobs that have the same."""
-        digests = (self.model_digest, self.draft_digest)
-        return self.model, self.draft, self.arch, self.backend, digests
+        job = self.job
+        digests = (job.model_digest, job.draft_digest)
+        return job.model, job.draft, job.arch, self.backend, digests
 
     @property
     def requests(self) -> Requests:
         """What every rank is told."""
         return Requests(
-            self.prompts,
-            self.max_tokens,
+            self.job.prompts,
+            self.job.steps,
             self.order,
             self.arrivals,
             self.cancelled,
@@ -87,38 +77,21 @@ class EngineJob:
 
         Paths and timeouts are no part of it: they may differ from host to host.
         """
-        config = asdict(EngineConfig(**self.config))
-        apart = {"model", "draft", "prompts", "config", "timeout", "model_digest", "draft_digest"}
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in apart}
-        values["cancelled"] = sorted(self.cancelled.items())
-        prompts = hashlib.sha256(json.dumps(self.prompts).encode()).hexdigest()
-        return {
-            "prompts": f"{len(self.prompts)}, sha256 {prompts[:16]}",
-            **{name: json.dumps(value) for name, value in (values | config).items()},
+        prompts = hashlib.sha256(json.dumps(self.job.prompts).encode()).hexdigest()
+        values = asdict(self.config) | {
+            "arch": self.job.arch,
+            "max_tokens": self.job.steps,
+            "backend": str(self.backend),
+            "order": self.order,
+            "arrivals": self.arrivals,
+            "cancelled": sorted(self.cancelled.items()),
+            "eos_token_id": self.eos_token_id,
+            "warm": self.warm,
         }
-
-    def to_json(self) -> str:
-        """Return the job as text; paths are made absolute."""
-        paths = {"model": str(self.model.resolve())}
-        paths |= {"draft": str(self.draft.resolve())} if self.draft else {}
-        cancelled = {"cancelled": list(self.cancelled.items())}  # keys of JSON are text
-        return json.dumps(asdict(self) | paths | cancelled)
-
-    @classmethod
-    def from_json(cls, text: str) -> EngineJob:
-        """Return the job that `to_json` wrote."""
-        given = json.loads(text)
-        job = cls(**given | {"cancelled": dict(given["cancelled"])})
-        return replace(
-            job,
-            model=Path(job.model),
-            draft=Path(job.draft) if job.draft else None,
-            backend=Backend(job.backend),
-            prompts=tuple(map(tuple, job.prompts)),
-            order=None if job.order is None else tuple(job.order),
-            arrivals=None if job.arrivals is None else tuple(job.arrivals),
-            eos_token_id=None if job.eos_token_id is None else tuple(job.eos_token_id),
-        )
+        return {
+            "prompts": f"{len(self.job.prompts)}, sha256 {prompts[:16]}",
+            **{name: json.dumps(value) for name, value in values.items()},
+        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,33 +118,6 @@ class EngineRun:
         """Return what rank 0 gathered, as arrays."""
         arrays = [None if trace is None else _arrays(trace) for trace in gathered.traces]
         return cls(arrays, gathered.stats, gathered.seconds)
-
-    def save(self, file: IO[bytes]) -> None:
-        """Write it as one .npz."""
-        values: dict[str, Any] = {
-            f"{prompt}/{name}": array
-            for prompt, arrays in enumerate(self.traces)
-            for name, array in (arrays or {}).items()
-        }
-        counts = {
-            "prompts": len(self.traces),
-            "stats": list(map(asdict, self.stats)),
-            "seconds": self.seconds,
-        }
-        np.savez(file, counts=np.array(json.dumps(counts)), **values)
-
-    @classmethod
-    def load(cls, file: IO[bytes]) -> EngineRun:
-        """Read what `save` wrote."""
-        with np.load(file, allow_pickle=False) as data:
-            counts = json.loads(str(data["counts"]))
-            traces: list[Arrays] = [{} for _ in range(counts["prompts"])]
-            for key in data.files:
-                prompt, _, name = key.partition("/")
-                if name:
-                    traces[int(prompt)][name] = data[key]
-        stats = [Stats(**own) for own in counts["stats"]]
-        return cls([own or None for own in traces], stats, counts["seconds"])
 
 
 def _arrays(trace: EngineTrace) -> Arrays:

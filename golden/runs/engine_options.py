@@ -1,97 +1,92 @@
-"""How the serving engine is to run in a check, and what it must be seen to do there."""
+"""How an engine is to run in a check, and what it must be seen to do there: one record of options.
+
+The command's options, the settings of a sweep and the jobs of ranks are all made from it; what it
+shares with the engine's own configuration it inherits, defaults included.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
+from bitassay.engine.config import EngineConfig
 from bitassay.golden.errors import GoldenError
-from bitassay.reference.spec.contract import DRAFT_DEPTH
+from bitassay.golden.runs.backend import Backend
 
-DRAFTS = 3  # draft tokens a round, unless asked for otherwise
-BACKENDS = ("gpu", "interpreter", "reference")
 # What a run may be made for; it fails where it did not come to it.
 PREEMPTIONS, HITS, EVICTIONS = "preemptions", "prefix hits", "evicted blocks"
 
 
-@dataclass(frozen=True)
-class EngineOptions:
-    """One run of the engine; none of it may change a bit.
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions(EngineConfig):
+    """One run of an engine; none of it may change a bit.
 
-    draft_tokens: K, None for 3 with a draft head and 0 without. dp: ranks. num_blocks: of the
-    cache, None for room for all. shuffle: seed of another order of the prompts, late: of the steps
-    at which they arrive, None for all at the beginning. cancel: so many prompts apart there is a
-    copy of one that is cancelled midway. warm: run twice and compare the second time. mirrored:
-    every prompt comes again, in reverse order, and both are compared. eager: True without CUDA
-    graphs, False with, None as the device's default. timeout: seconds for a step, None for the
-    backend's. must: which of PREEMPTIONS, HITS and EVICTIONS the run has to come to.
+    dp: ranks. shuffle: seed of another order of the prompts, late: of the steps at which they
+    arrive, None for all at the beginning. cancel: beside every so manieth prompt there is a copy
+    of it that is cancelled midway. warm: run twice and compare the second time. mirrored: every
+    prompt comes again, in reverse order, and both are compared. timeout: seconds for a step, None
+    for what the backend usually needs. must: which of PREEMPTIONS, HITS and EVICTIONS the run has
+    to come to.
     """
 
-    draft_tokens: int | None = None
     dp: int = 1
-    backend: str = "gpu"
-    max_num_seqs: int = 64
-    max_num_batched_tokens: int = 2048
-    num_blocks: int | None = None
-    prefix_caching: bool = True
+    backend: Backend = Backend.GPU
     shuffle: int | None = None
     late: int | None = None
     cancel: int | None = None
     warm: bool = False
     mirrored: bool = False
-    eager: bool | None = None
     timeout: float | None = None
     must: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Raise GoldenError for what does not fit together."""
-        if self.backend not in BACKENDS:
-            raise GoldenError(
-                f"--backend: expected one of {', '.join(BACKENDS)}, found {self.backend}"
-            )
-        if self.draft_tokens is not None and not 0 <= self.draft_tokens <= DRAFT_DEPTH:
-            raise GoldenError(
-                f"--k: expected 0 … {DRAFT_DEPTH}, as many as a golden has, found "
-                f"{self.draft_tokens}"
-            )
-        if self.max_num_batched_tokens < (self.draft_tokens or 0) + 1:
-            raise GoldenError(
-                f"--max-num-batched-tokens: expected at least {(self.draft_tokens or 0) + 1}, a "
-                f"token and its drafts, found {self.max_num_batched_tokens}"
-            )
+        """Raise GoldenError or ValueError for what does not fit together."""
+        super().__post_init__()
+        object.__setattr__(self, "backend", Backend(self.backend))  # also from its name
         if self.shuffle is not None and self.late is not None:
             raise GoldenError("--shuffle and --arrivals exclude each other: either changes order")
-        if self.warm and not self.prefix_caching:
-            raise GoldenError("--warm needs the prefix cache: leave --no-prefix-caching away")
+        if self.warm and not self.enable_prefix_caching:
+            raise GoldenError("--warm needs the prefix cache: omit --no-prefix-caching")
 
-    def drafting(self, has_draft: bool) -> int:
-        """Return K for a golden with a draft head or without; GoldenError without and K > 0."""
-        if self.draft_tokens and not has_draft:
-            raise GoldenError(f"--k {self.draft_tokens}: this golden has no draft head: use --k 0")
-        return (DRAFTS if has_draft else 0) if self.draft_tokens is None else self.draft_tokens
+    def config(self, *, head: bool) -> EngineConfig:
+        """Return the configuration of each rank's engine, for a model with a draft head or without.
+
+        Raises ValueError as `drafts`.
+        """
+        values = {f.name: getattr(self, f.name) for f in fields(EngineConfig)}
+        return EngineConfig(**values | {"num_speculative_tokens": self.drafts(head=head)})
 
     @property
-    def description(self) -> str:
-        """What is run, in words."""
-        k = "" if self.draft_tokens is None else f"K = {self.draft_tokens}"
-        parts = [{"gpu": "engine on the GPU"}.get(self.backend, f"engine, {self.backend}"), k]
+    def serving(self) -> list[str]:
+        """The options that are set and mean nothing to a model that is run in whole batches."""
+        default = EngineOptions()
+        batches = {"max_num_seqs", "shuffle", "backend", "timeout", "capture", "must"}
+        own = {"num_speculative_tokens"} if not self.num_speculative_tokens else set()
+        names = [f.name for f in fields(self) if f.name not in batches | own]
+        return [name for name in names if getattr(self, name) != getattr(default, name)]
+
+    def description(self, *, head: bool) -> str:
+        """Return what is run, in words; head: whether there is a draft head."""
+        where = "the GPU" if self.backend is Backend.GPU else f"the {self.backend}"
+        parts = [f"engine on {where}"]
+        parts += [f"K = {self.drafts(head=head)}"] if head else []
         parts += [f"DP = {self.dp}"] if self.dp > 1 else []
         parts += [f"{self.max_num_seqs} at once, {self.max_num_batched_tokens} rows a step"]
         parts += [] if self.num_blocks is None else [f"{self.num_blocks} blocks"]
-        parts += ["no prefix cache"] if not self.prefix_caching else []
+        parts += ["no prefix cache"] if not self.enable_prefix_caching else []
         parts += ["prefix cache warm"] if self.warm else []
         parts += ["every prompt twice"] if self.mirrored else []
         parts += [f"shuffled with {self.shuffle}"] if self.shuffle is not None else []
         parts += ["late arrivals"] if self.late is not None else []
         parts += ["cancelled neighbours"] if self.cancel is not None else []
-        parts += {True: ["eager"], False: ["CUDA graphs"], None: []}[self.eager]
-        return ", ".join(part for part in parts if part)
+        parts += {True: ["eager"], False: ["CUDA graphs"], None: []}[self.enforce_eager]
+        return ", ".join(parts)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SweepOptions:
     """A sweep: ranks, backend, seconds for a step, seed of orders and arrivals."""
 
-    dp: int = 1
-    backend: str = "gpu"
-    timeout: float | None = None
+    dp: int = EngineOptions.dp
+    backend: Backend = EngineOptions.backend
+    timeout: float | None = EngineOptions.timeout
     seed: int = 0

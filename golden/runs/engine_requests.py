@@ -9,13 +9,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from bitassay.engine.scheduling.blocks import BLOCK_SIZE
-from bitassay.engine.scheduling.stats import Stats
-from bitassay.golden.compare.diff import Comparison, compare
 from bitassay.golden.errors import GoldenError
 from bitassay.golden.inputs.job import Job
 from bitassay.golden.inputs.model_info import ModelFacts
-from bitassay.golden.runs.engine_job import Backend, EngineJob, EngineRun
+from bitassay.golden.runs.engine_job import EngineJob, EngineRun
 from bitassay.golden.runs.engine_options import EVICTIONS, HITS, PREEMPTIONS, EngineOptions
+from bitassay.golden.runs.runner import Run
 from bitassay.golden.streams.drafts import DraftStream, run_of
 from bitassay.golden.streams.token_stream import ARRAYS, TokenStream, from_parts, take
 from bitassay.golden.streams.traces import Arrays, as_stored
@@ -33,20 +32,6 @@ class Requests:
     def kept(self) -> list[int]:
         """The numbers of the requests that run to their end."""
         return [r for r in range(len(self.prompts)) if r not in self.cancelled]
-
-
-@dataclass(frozen=True)
-class EngineCheck:
-    """What a run of the engine gave beside the golden, and what it was made for and did not do."""
-
-    comparison: Comparison
-    stats: Stats
-    missing: tuple[str, ...]
-
-    @property
-    def good(self) -> bool:
-        """Whether every bit is equal, and all that was to be tested happened."""
-        return self.comparison.equal and not self.missing
 
 
 def lay_out(prompts: int, options: EngineOptions) -> Requests:
@@ -69,52 +54,48 @@ def lay_out(prompts: int, options: EngineOptions) -> Requests:
 
 def engine_job(job: Job, options: EngineOptions, requests: Requests) -> EngineJob:
     """Return what ranks are to run."""
-    count, drafting = len(requests.prompts), options.drafting(job.draft is not None)
+    count = len(requests.prompts)
     order = arrivals = None
     if options.shuffle is not None:
         order = tuple(random.Random(options.shuffle).sample(range(count), count))
     if options.late is not None:
         chance = random.Random(options.late)
         arrivals = tuple(chance.randrange(count) for _ in range(count))
+    config = replace(
+        options.config(head=job.draft is not None),
+        num_blocks=options.num_blocks or _ample(job, options),
+    )
     return EngineJob(
-        model=job.model,
-        arch=job.arch,
-        prompts=tuple(job.prompts[prompt] for prompt in requests.prompts),
-        max_tokens=job.steps,
-        draft=job.draft,  # loaded with K = 0 as well, so that other runs find it there
-        backend=Backend(options.backend),
-        config={
-            "num_draft_tokens": drafting,
-            "max_num_seqs": options.max_num_seqs,
-            "max_num_batched_tokens": options.max_num_batched_tokens,
-            "num_blocks": options.num_blocks or _ample(job, options),
-            "enable_prefix_caching": options.prefix_caching,
-            "enforce_eager": options.eager,
-        },
+        # The head is loaded with K = 0 as well, so that other runs find it there.
+        replace(
+            job,
+            prompt_names=tuple(job.prompt_names[prompt] for prompt in requests.prompts),
+            prompts=tuple(job.prompts[prompt] for prompt in requests.prompts),
+        ),
+        config,
+        options.backend,
         order=order,
         arrivals=arrivals,
         cancelled=dict.fromkeys(sorted(requests.cancelled), max(1, job.steps // 2)),
         warm=options.warm,
         timeout=options.timeout,
-        model_digest=job.model_digest,
-        draft_digest=job.draft_digest,
     )
 
 
-def judge(
+def as_run(
     run: EngineRun,
     job: Job,
     facts: ModelFacts,
     golden: TokenStream,
     options: EngineOptions,
     requests: Requests,
-) -> EngineCheck:
-    """Compare a run with the golden's streams of the same prompts.
+) -> Run:
+    """Return what an engine gave beside the golden's streams of the same prompts.
 
     What was drafted is compared as far as the rounds of such a run come to it, and with K = 0 not
     at all.
     """
-    drafting = options.drafting(job.draft is not None)
+    drafting = options.drafts(head=job.draft is not None)
     prompts = [requests.prompts[r] for r in requests.kept]
     expected = take(golden, prompts)
     drafts = run_of(expected.drafts, drafting) if expected.drafts and drafting else None
@@ -126,8 +107,7 @@ def judge(
             raise GoldenError(f"expected the engine's trace of {name}, found none")
         traces.append(trace)
     found = _stream(traces, expected, facts)
-    missing = _missing(run, job, options, requests)
-    return EngineCheck(compare(expected, found), run.total, missing)
+    return Run(expected, found, missing(run, job, options, requests), run.total)
 
 
 def blocks(job: Job) -> list[int]:
@@ -150,7 +130,7 @@ def _ample(job: Job, options: EngineOptions) -> int:
     """Room for all that run at once, and for all that the prefix cache may keep."""
     own = blocks(job)
     together = max(own) * min(options.max_num_seqs, 2 * len(own))
-    return together + (sum(own) if options.prefix_caching else 0)
+    return together + (sum(own) if options.enable_prefix_caching else 0)
 
 
 def _stream(traces: Sequence[Arrays], expected: TokenStream, facts: ModelFacts) -> TokenStream:
@@ -180,12 +160,12 @@ def _drafts(traces: Sequence[Arrays], steps: int, operations: tuple[str, ...]) -
     """What the rounds of each trace drafted, beyond their first mismatch too."""
     shape = (len(traces), steps, DRAFT_DEPTH)
     tokens, accepted = np.full(shape, -1, "<i4"), np.full(shape[:2], -1, "<i4")
-    prints = np.zeros((*shape, len(operations)), "<u8")
+    row_fingerprints = np.zeros((*shape, len(operations)), "<u8")
     runs = []
     for s, trace in enumerate(traces):
         if "rounds" not in trace:
             raise GoldenError("expected the engine's drafts, found none: it ran without a head")
-        prints[s, :, 0] = as_stored(trace["draft_first_pass"], "draft_fingerprints")
+        row_fingerprints[s, :, 0] = as_stored(trace["draft_first_pass"], "draft_fingerprints")
         runs.append(tuple((int(t), int(d), int(a)) for t, d, a in trace["rounds"]))
         for n, (t, drafted, right) in enumerate(runs[-1]):
             if not 0 <= t < steps:
@@ -194,26 +174,26 @@ def _drafts(traces: Sequence[Arrays], steps: int, operations: tuple[str, ...]) -
             accepted[s, t] = min(right, DRAFT_DEPTH)
             tokens[s, t, :some] = trace["draft_tokens"][n, :some]
             own = as_stored(trace["draft_fingerprints"][n, :some], "draft_fingerprints")
-            prints[s, t, :some] = own
+            row_fingerprints[s, t, :some] = own
     folds = np.stack(
         [as_stored(x["draft_prompt_fingerprints"], "draft_prompt_fingerprints") for x in traces]
     )
-    return DraftStream(tokens, accepted, prints, folds, operations, tuple(runs))
+    return DraftStream(tokens, accepted, row_fingerprints, folds, operations, tuple(runs))
 
 
-def _missing(
+def missing(
     run: EngineRun, job: Job, options: EngineOptions, requests: Requests
 ) -> tuple[str, ...]:
-    """What the run was made for and did not come to."""
+    """Return what a run was made for and did not come to."""
     stats = run.total
     seen = {PREEMPTIONS: stats.preemptions, HITS: stats.prefix_hit_tokens}
     must = [*options.must, *([HITS] if options.warm and HITS not in options.must else [])]
-    missing = [what for what in must if what in seen and not seen[what]]
+    absent = [what for what in must if what in seen and not seen[what]]
     if EVICTIONS in must and not _evicted(run, job, options, requests):
-        missing.append(EVICTIONS)
+        absent.append(EVICTIONS)
     if any(run.traces[r] is not None for r in requests.cancelled):
-        missing.append("cancelled neighbours")
-    return tuple(missing)
+        absent.append("cancelled neighbours")
+    return tuple(absent)
 
 
 def _evicted(run: EngineRun, job: Job, options: EngineOptions, requests: Requests) -> bool:

@@ -19,7 +19,7 @@ from bitassay.golden.streams.token_stream import TokenStream
 from bitassay.golden.streams.traces import Arrays
 
 ALONE = Crew(1)
-_BATCH = 32  # prompts of one task, where every CPU has one
+BATCH = 32  # prompts of one task, where every CPU has one
 _JOURNALED = 8  # fewer, so that a kill loses less of what only a finished task leaves
 
 
@@ -115,7 +115,7 @@ def generate(
         for prompt in range(len(job.prompts))
         if prompt not in collector.traces
     }
-    most = 1 if sequential else _JOURNALED if journal else _BATCH
+    most = 1 if sequential else _JOURNALED if journal else BATCH
     _generate(job, tokens, crew, collector, most, literal=sequential)
     return collector.stream(facts)
 
@@ -149,7 +149,7 @@ def replay_or_generate(
     ]
     if other:
         collector.forget(other)
-        _generate(job, dict.fromkeys(other, ()), crew, collector, _BATCH)
+        _generate(job, dict.fromkeys(other, ()), crew, collector, BATCH)
     return Replayed(collector.stream(facts), tuple(job.prompt_names[p] for p in other))
 
 

@@ -6,7 +6,6 @@ can change a bit.
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,14 +13,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from bitassay.golden.errors import GoldenError
 from bitassay.golden.inputs.job import Job, Progress
 from bitassay.golden.inputs.model_info import Reference
 from bitassay.golden.streams.drafts import compared_fingerprints
 from bitassay.golden.streams.traces import Arrays, trace_arrays
-from bitassay.reference.sample import greedy
+from bitassay.reference.spec.errors import SequenceError
 from bitassay.reference.spec.rounds import draft_count
 
 Tokens = tuple[int, ...]
@@ -29,9 +27,8 @@ Chosen = Callable[[dict[int, int]], None]  # called at each step: prompt -> the 
 Fed = Callable[[dict[int, int]], None]  # called now and then: prompt -> its rows done so far
 
 _SECONDS = 0.5  # between two calls of Fed
-_REPLAYED_ROWS = 512  # of one task, as far as prompts can be divided
+REPLAYED_ROWS = 512  # of one task, as far as prompts can be divided
 LITERAL_DRAFTS = 3  # draft tokens a round
-_NUMBERED = re.compile(r"\bprompt (\d+)(?:, step (\d+))?")
 
 
 @dataclass(frozen=True)
@@ -40,7 +37,7 @@ class Task:
 
     Known tokens are replayed, and the rest is generated; one prompt alone is generated one token
     at a time, the sequential truth. binding: the known tokens must be what the model chooses.
-    literal: rounds of drafts are drafted and verified one after the other (literal.py).
+    literal: rounds of drafts are drafted and verified one after the other (`literal`).
     """
 
     prompts: tuple[int, ...]
@@ -59,7 +56,7 @@ def replaying(job: Job, tokens: dict[int, Tokens]) -> list[Task]:
     groups: list[list[int]] = []
     for prompt in _longest_first(job, tokens):
         rows = sum(map(job.rows, groups[-1])) if groups else 0
-        if not groups or rows + job.rows(prompt) > _REPLAYED_ROWS:
+        if not groups or rows + job.rows(prompt) > REPLAYED_ROWS:
             groups.append([])
         groups[-1].append(prompt)
     return [Task(tuple(some), tuple(tokens[p] for p in some), binding=False) for some in groups]
@@ -79,24 +76,31 @@ def generating(job: Job, tokens: dict[int, Tokens], *, batch: int) -> list[Task]
 
 
 def run_task(model: Reference, job: Job, task: Task, chosen: Chosen, fed: Fed) -> dict[int, Arrays]:
-    """Return the traces of a task's prompts; ValueErrors name the prompts as the job does."""
-    try:
-        traces = _run(model, job, task, chosen, fed)
-    except ValueError as error:
-        raise ValueError(_renamed(str(error), job, task)) from error
+    """Return the traces of a task's prompts.
+
+    Raises GoldenError where known tokens bind and are not what the model chooses, and SequenceError
+    with the prompt's id and the step of its continuation.
+    """
+    traces = _run(model, job, task, chosen, fed)
     return dict(zip(task.prompts, traces, strict=True))
 
 
 def _run(model: Reference, job: Job, task: Task, chosen: Chosen, fed: Fed) -> list[Arrays]:
     prompts = [job.prompts[prompt] for prompt in task.prompts]
+    names = [job.prompt_names[prompt] for prompt in task.prompts]
     meter = _meter(job, task, fed)
     if task.literal:
-        return [literal(model, prompt, job.steps, meter) for prompt in prompts]
+        found = []
+        for name, prompt in zip(names, prompts, strict=True):
+            with _located([name]):
+                found.append(literal(model, prompt, job.steps, meter))
+        return found
     known = _replay(model, job, task, prompts, meter) if task.known else []
     if task.known == job.steps:
         return known
     begun = [prompt + own for prompt, own in zip(prompts, task.recorded, strict=True)]
-    rest = _generate(model, begun, job.steps - task.known, task, chosen, meter)
+    with _located(names, task.known):
+        rest = _generate(model, begun, job.steps - task.known, task, chosen, meter)
     if not known:
         return rest
     if job.draft is None:
@@ -123,13 +127,14 @@ def _replay(
     model: Reference, job: Job, task: Task, prompts: Sequence[Tokens], meter: Progress
 ) -> list[Arrays]:
     """Replay the known tokens; GoldenError when they bind and are not what the model chooses."""
-    arrays = [trace_arrays(trace) for trace in model.replay_many(prompts, task.recorded, meter)]
-    for prompt, own, recorded in zip(task.prompts, arrays, task.recorded, strict=True):
+    names = [job.prompt_names[prompt] for prompt in task.prompts]
+    with _located(names):
+        arrays = [trace_arrays(trace) for trace in model.replay_many(prompts, task.recorded, meter)]
+    for name, own, recorded in zip(names, arrays, task.recorded, strict=True):
         if task.binding and tuple(own["tokens"].tolist()) != recorded:
             raise GoldenError(
-                f"prompt {job.prompt_names[prompt]}: the model does not choose the tokens noted "
-                "when this recording was begun: delete its journal, below .work in the store, and "
-                "begin again"
+                f"prompt {name}: the model does not choose the tokens noted when this recording "
+                "was begun: delete its journal, below .work in the store, and begin again"
             )
     return arrays
 
@@ -149,9 +154,8 @@ def _generate(
             own.append(token)
         chosen(dict(zip(task.prompts, tokens, strict=True)))
 
-    with _watched(model, tell):
-        # For a prompt alone this is the sequential truth.
-        traces = model.generate_many(prompts, steps, meter)
+    # For a prompt alone this is the sequential truth.
+    traces = model.generate_many(prompts, steps, meter, tell)
     arrays = [trace_arrays(trace) for trace in traces]
     if [own["tokens"].tolist() for own in arrays] != told:
         raise RuntimeError("the tokens told step by step are not those of the trace")
@@ -165,34 +169,18 @@ def _joined(known: Arrays, rest: Arrays) -> Arrays:
 
 
 @contextmanager
-def _watched(model: Reference, tell: Callable[[list[int]], None]) -> Iterator[None]:
-    """Tell what each step chooses while the model generates: it asks for logits once a step."""
-    logits = model.logits
+def _located(names: Sequence[str], known: int = 0) -> Iterator[None]:
+    """Name prompts as the job does, and count steps from the end of the prompt.
 
-    def watched(hidden: Tensor) -> Tensor:
-        found = logits(hidden)
-        if not found.isnan().any():  # the model itself says where
-            tell(greedy(found).tolist())
-        return found
-
-    vars(model)["logits"] = watched
+    Errors number both within the call that raised them. names: the prompts' of that call; known:
+    tokens of each that it was given as part of the prompt.
+    """
     try:
         yield
-    finally:
-        del vars(model)["logits"]
-
-
-def _renamed(message: str, job: Job, task: Task) -> str:
-    """Errors number prompts and steps within the call that raised them."""
-
-    def name(found: re.Match[str]) -> str:
-        at = int(found[1])
-        if at >= len(task.prompts):
-            return found[0]
-        step = "" if found[2] is None else f", step {int(found[2]) + task.known % job.steps}"
-        return f"prompt {job.prompt_names[task.prompts[at]]}{step}"
-
-    return _NUMBERED.sub(name, message)
+    except SequenceError as error:
+        prompt = names[error.prompt] if isinstance(error.prompt, int) else error.prompt
+        step = None if error.step is None else error.step + known
+        raise error.located(prompt=prompt, step=step) from error
 
 
 def _longest_first(job: Job, prompts: dict[int, Tokens]) -> list[int]:

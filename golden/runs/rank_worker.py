@@ -1,89 +1,150 @@
 """One rank of an engine: a process of its own, or one that torchrun started.
 
-As a process of its own it is passed descriptors: the read end of a pipe that ends with its parent,
-a file for results, which rank 0 writes, and a pipe for lines of JSON, told as things happen:
-{"tokens": [[prompt, ids, finish reason or null], …]} after a step, where that is asked for,
-{"result": its end in the file} after a job, {"error": text, "kind": "told", "gave up" or "bug"} at
-a bad end. Jobs come on its input, one a line, its place in torchrun's variables.
+As a process of its own it receives its jobs, its place in torchrun's variables, and sends
+(TOKENS, [[prompt, ids, finish reason or None], …]) after a step, where that is asked for, and
+(RESULT, an EngineRun) after each job, from rank 0 alone.
 """
 
 from __future__ import annotations
 
 import gc
-import importlib
-import json
-import os
-import signal
-import sys
-import traceback
-from collections.abc import Callable, Iterator, Sequence
+import threading
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import IO, Any, NoReturn
+from multiprocessing.connection import Connection
+from typing import Any, NoReturn
 
 import torch
 
 from bitassay.engine.distributed.group import Group, Stuck
-from bitassay.engine.distributed.parallel import Told, run_parallel
-from bitassay.engine.distributed.rendezvous import Place, RankError
+from bitassay.engine.distributed.parallel import Gathered, OnOutputs, run_parallel
+from bitassay.engine.distributed.rendezvous import RankError, RankInfo
 from bitassay.engine.scheduling.request import Output
-from bitassay.golden.errors import CannotRunError, GoldenError
-from bitassay.golden.runs.child_process import end_with_parent
-from bitassay.golden.runs.engine_job import NO_GPU, Backend, EngineJob, EngineRun
-from bitassay.golden.runs.oracle_worker import TOLD
-from bitassay.reference.checkpoints.checkpoint import Checkpoint, load_checkpoint
-from bitassay.reference.spec.contract import default_contract
+from bitassay.engine.scheduling.stats import Stats
+from bitassay.engine.trace import EngineTrace
+from bitassay.golden.inputs.checkpoint_cache import read_checkpoint
+from bitassay.golden.inputs.model_info import is_transformer
+from bitassay.golden.runs.backend import Backend, prepare_process, require_backend
+from bitassay.golden.runs.child_main import FAILED, Failure, leave, run_as_child
+from bitassay.golden.runs.engine_job import EngineJob, EngineRun
+from bitassay.reference.checkpoints.checkpoint import Checkpoint
+from bitassay.reference.spec.errors import SequenceError
 
-_UNTOLD = 2  # the status of a process whose last words could not be written
-TOLD_ERROR, GAVE_UP, BUG = "told", "gave up", "bug"
-_INTERPRETED = ("1", "true", "yes", "on", "y")  # as Triton reads it
+TOKENS, RESULT = "tokens", "result"
 
 
 def take_part(
-    jobs: Sequence[EngineJob], place: Place, told: Told | None = None, stuck: Stuck | None = None
+    jobs: Sequence[EngineJob],
+    rank_info: RankInfo,
+    on_outputs: OnOutputs | None = None,
+    stuck: Stuck | None = None,
 ) -> Iterator[EngineRun | None]:
     """Run a rank's share of jobs, one after another, with the other ranks.
 
     jobs: at least one, alike in what is loaded: model, draft head, architecture, backend. Yields
-    all of a job's results on rank 0, None on others. told: called with this rank's prompts and
-    outputs. stuck: see Group.join. Raises CannotRunError where the backend cannot be had,
+    all of a job's results on rank 0, None on others. on_outputs: called with this rank's prompts
+    and outputs. stuck: see Group.join. Raises CannotRunError where the backend cannot be had,
     RankError where another rank was given another job, before anything runs, RankTimeout and
-    RankLost for other ranks, and what the engine raises. After an error, end the process with
-    `leave`.
+    RankLost for other ranks, and what the engine raises, prompts by their names. After an error,
+    end the process with `leave`.
     """
     first = jobs[0]
     if any(job.loaded != first.loaded for job in jobs):
         raise ValueError("jobs of one group of ranks: expected the same model, found several")
-    prepare(first)
+    prepare_process(first.backend, first.job.arch)
+    require_backend(first.backend, first.job.arch)
     device = "cuda" if first.backend is Backend.GPU else "cpu"
     timeout = max(job.seconds for job in jobs)
-    with Group.join(place, device=device, timeout=timeout, stuck=stuck) as group:
+    with Group.join(rank_info, device=device, timeout=timeout, stuck=stuck) as group:
         group.note("loading the model")
-        checkpoint = _read(first.model, first.model_digest)
-        draft = _read(first.draft, first.draft_digest) if first.draft else None
+        checkpoint = read_checkpoint(first.job.model, first.job.model_digest)
+        draft = None
+        if first.job.draft is not None:
+            draft = read_checkpoint(first.job.draft, first.job.draft_digest)
         group.agree(_facts(jobs, checkpoint, draft, group.device))
-        model, head = _load(first, checkpoint, draft, group.device)
+        run = _Loaded(first, checkpoint, draft, group)
         del checkpoint, draft
         for job in jobs:
-            group.note("making an engine")
-            engine = _engine(job, model, head)
-            if job.warm:
-                run_parallel(engine, job.requests, group)
-            gathered = run_parallel(engine, job.requests, group, told)
+            try:
+                gathered = run(job, on_outputs)
+            except SequenceError as error:
+                raise _named(error, job) from error
             yield None if gathered is None else EngineRun.of(gathered)
-            del engine, gathered
+            del gathered
             gc.collect()  # caches and graphs: the next engine needs the room
+
+
+class _Loaded:
+    """A model on a rank's device, on the operations of a backend; runs jobs."""
+
+    def __init__(
+        self, job: EngineJob, checkpoint: Checkpoint, draft: Checkpoint | None, group: Group
+    ) -> None:
+        # Imported here: what the kernels import decides triton's mode for the whole process.
+        from bitassay.engine.models.causal_lm import CausalLM
+        from bitassay.engine.models.context_lm import ContextLM
+        from bitassay.engine.models.eagle import EagleHead
+
+        self._group = group
+        options: dict[str, Any] = {"contract": job.job.contract, "device": group.device}
+        if job.backend is Backend.REFERENCE:
+            from bitassay.golden.runs.reference_ops import reference_ops
+
+            options["ops"] = reference_ops()
+        self._serves = is_transformer(checkpoint)
+        model_class: Any = CausalLM if self._serves else ContextLM
+        self._model = model_class.from_pretrained(checkpoint, **options)
+        self._head = None if draft is None else EagleHead.from_pretrained(draft, self._model)
+
+    def __call__(self, job: EngineJob, on_outputs: OnOutputs | None) -> Gathered | None:
+        """Run a job; all of it on rank 0, None elsewhere."""
+        if not self._serves:
+            return self._in_batches(job)
+        from bitassay.engine.engine import Engine
+
+        self._group.note("making an engine")
+        engine = Engine(self._model, self._head, _with_room(job))
+        if job.warm:
+            run_parallel(engine, job.requests, self._group)
+        return run_parallel(engine, job.requests, self._group, on_outputs)
+
+    def _in_batches(self, job: EngineJob) -> Gathered:
+        """Run a model without a cache, which no engine serves: whole batches, one after another."""
+        begun = time.perf_counter()
+        order = None if job.order is None else list(job.order)
+        traces = self._model.generate(
+            job.job.prompts, job.job.steps, batch_size=job.config.max_num_seqs, order=order
+        )
+        found: list[EngineTrace | None] = [EngineTrace(**vars(t), drafts=None) for t in traces]
+        stats = Stats(tokens=len(traces) * job.job.steps)
+        return Gathered(found, [stats], time.perf_counter() - begun)
+
+
+def _with_room(job: EngineJob) -> Any:
+    """Return the engine's configuration with room for the job's prompts, and for no more.
+
+    Whatever the model allows may be far more than is asked for.
+    """
+    from bitassay.engine.scheduling.blocks import blocks_for
+
+    config = job.config
+    if config.num_blocks is not None:
+        return config
+    longest = max(map(len, job.job.prompts)) + job.job.steps - 1
+    sequences = min(config.max_num_seqs, len(job.job.prompts))
+    return replace(config, num_blocks=sequences * blocks_for(longest))
 
 
 def _facts(
     jobs: Sequence[EngineJob], model: Checkpoint, draft: Checkpoint | None, device: torch.device
 ) -> dict[str, str]:
     """Return what decides the results of jobs, by name; what differs among them is numbered."""
-    contract = default_contract(jobs[0].arch)
     found = {
         "jobs": str(len(jobs)),
         "model": model.digest,
         "draft": "none" if draft is None else draft.digest,
-        "contract": contract.digest,
+        "contract": jobs[0].job.contract.digest,
     }
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
@@ -94,124 +155,34 @@ def _facts(
     return found
 
 
-def _load(
-    job: EngineJob, checkpoint: Checkpoint, draft: Checkpoint | None, device: torch.device
-) -> tuple[Any, Any]:
-    """Return a job's model and its head or None; imports what the backend needs."""
-    from bitassay.engine.models.causal_lm import CausalLM
-    from bitassay.engine.models.eagle import EagleHead
-
-    operations = None
-    if job.backend is Backend.REFERENCE:
-        from bitassay.golden.runs.reference_ops import reference_backend
-
-        operations = reference_backend()
-    model = CausalLM.from_pretrained(
-        checkpoint,
-        contract=default_contract(job.arch),
-        device=device,
-        backend=operations,
-    )
-    return model, draft and EagleHead.from_pretrained(draft, model)
+def _named(error: SequenceError, job: EngineJob) -> SequenceError:
+    """Return an error with the prompt's name in place of its number."""
+    if not isinstance(error.prompt, int):
+        return error
+    return error.located(prompt=job.job.prompt_names[error.prompt])
 
 
-def _engine(job: EngineJob, model: Any, head: Any) -> Any:
-    """Return a new engine with room for the job."""
-    from bitassay.engine.config import EngineConfig
-    from bitassay.engine.engine import Engine
-    from bitassay.engine.scheduling.blocks import blocks_for
+def _work(connection: Connection) -> None:
+    jobs, streaming = connection.recv()
+    sending = threading.Lock()  # `stuck` is called in the heartbeat's thread
 
-    config = EngineConfig(**job.config)
-    if config.num_blocks is None:  # whatever the model allows may be far more than is asked for
-        longest = max(map(len, job.prompts)) + job.max_tokens - 1
-        sequences = min(config.max_num_seqs, len(job.prompts))
-        config = replace(config, num_blocks=sequences * blocks_for(longest))
-    return Engine(model, head, config)
-
-
-def prepare(job: EngineJob) -> None:
-    """Set this process up for a job's backend; CannotRunError where it is too late or impossible.
-
-    Triton reads TRITON_INTERPRET when it is imported, hence before any model is.
-    """
-    interpreted = os.environ.get("TRITON_INTERPRET", "").lower() in _INTERPRETED
-    if job.backend is Backend.GPU:
-        if not torch.cuda.is_available():
-            raise CannotRunError(NO_GPU)
-        if interpreted:
-            raise CannotRunError(
-                "TRITON_INTERPRET is set, so kernels would be interpreted on the CPU: unset it"
-            )
-    elif job.backend is Backend.INTERPRETER:
-        if "triton" in sys.modules and not interpreted:
-            raise CannotRunError(
-                "triton was imported for a GPU in this process: set TRITON_INTERPRET=1 before"
-            )
-        os.environ |= {
-            "TRITON_INTERPRET": "1",
-            "BITASSAY_ARCH": job.arch,
-            "BITASSAY_ALLOW": "",  # nothing whose bits are undefined
-        }
-        importlib.import_module("bitassay.emulator")  # BITASSAY_ARCH switches it on
-
-
-def leave(status: int) -> NoReturn:
-    """End this process at once, as a rank must: an orderly end may wait for the GPU for ever."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except OSError:  # a full disk, or a reader that has gone: no more can be told
-            status = status or _UNTOLD
-    os._exit(status)
-
-
-def _read(path: Any, digest: str) -> Checkpoint:
-    checkpoint = load_checkpoint(path)
-    if digest and checkpoint.digest != digest:
-        raise GoldenError(f"model {path} was changed meanwhile: run this again")
-    return checkpoint
-
-
-def _telling(events: IO[str]) -> Callable[..., None]:
-    def tell(**event: Any) -> None:
-        events.write(json.dumps(event) + "\n")
-        events.flush()
-
-    return tell
-
-
-def _main(lifeline: int, answer: int, events: int, streaming: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
-    end_with_parent(lifeline)
-    os.set_inheritable(events, False)  # its end tells the parent of this process's
-    tell = _telling(os.fdopen(events, "w"))
-
-    def told(outputs: list[tuple[int, Output]]) -> None:
-        tell(tokens=[[prompt, output.tokens, output.finish_reason] for prompt, output in outputs])
+    def on_outputs(outputs: list[tuple[int, Output]]) -> None:
+        found = [(prompt, output.tokens, output.finish_reason) for prompt, output in outputs]
+        with sending:
+            connection.send((TOKENS, found))
 
     def stuck(error: RankError) -> NoReturn:
-        tell(error=str(error), kind=GAVE_UP)
+        with sending:
+            connection.send((FAILED, Failure(str(error), "gave up")))
         leave(1)
 
-    try:
-        jobs = [EngineJob.from_json(line) for line in sys.stdin]
-        with open(answer, "wb") as file:
-            for run in take_part(
-                jobs, Place.from_environment(), told if streaming else None, stuck
-            ):
-                if run is not None:
-                    run.save(file)
-                    file.flush()
-                    tell(result=file.tell())
-    except Exception as error:
-        kind = GAVE_UP if isinstance(error, RankError) else TOLD_ERROR
-        if not isinstance(error, (*TOLD, RankError)):
-            traceback.print_exc()
-            kind = BUG
-        tell(error=str(error), kind=kind)
-        leave(1)
-    leave(0)
+    for run in take_part(
+        jobs, RankInfo.from_environment(), on_outputs if streaming else None, stuck
+    ):
+        if run is not None:
+            with sending:
+                connection.send((RESULT, run))
 
 
 if __name__ == "__main__":
-    _main(*map(int, sys.argv[1:]))
+    run_as_child(_work, gave_up=RankError)

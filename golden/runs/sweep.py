@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import astuple, dataclass, fields
 from typing import Any
 
+from bitassay.golden.runs.backend import Backend
 from bitassay.golden.runs.engine_options import EVICTIONS, HITS, PREEMPTIONS, EngineOptions
 
 COUNT = 40  # of one sweep
@@ -22,7 +23,7 @@ _Choice = tuple[tuple[int, Any], ...]
 
 # The settings of each factor, in the order of Configuration's fields.
 FACTORS: dict[str, tuple[Any, ...]] = {
-    "draft_tokens": (0, 1, 3, 5),
+    "num_speculative_tokens": (0, 1, 3, 5),
     "max_num_seqs": (1, 3, 8, 64),
     "max_num_batched_tokens": (16, 64, 512, 2048),
     "blocks": ("ample", "few"),
@@ -30,7 +31,7 @@ FACTORS: dict[str, tuple[Any, ...]] = {
     "arrival": ("given", "shuffled", "late"),
     "prompts": ("all", "three", "one"),
     "cancelled": (False, True),
-    "eager": (True, False),
+    "enforce_eager": (True, False),
 }
 
 
@@ -44,7 +45,7 @@ class Configuration:
     cancelled: whether some prompts have a copy beside them that is cancelled midway.
     """
 
-    draft_tokens: int
+    num_speculative_tokens: int
     max_num_seqs: int
     max_num_batched_tokens: int
     blocks: str
@@ -52,7 +53,7 @@ class Configuration:
     arrival: str
     prompts: str
     cancelled: bool
-    eager: bool
+    enforce_eager: bool
 
     @property
     def valid(self) -> bool:
@@ -62,7 +63,7 @@ class Configuration:
         more than a few of them; so does a cache that forgets some prompts and keeps others, whose
         size is its own.
         """
-        if self.max_num_batched_tokens < self.draft_tokens + 1:
+        if self.max_num_batched_tokens < self.num_speculative_tokens + 1:
             return False
         if self.blocks == "few" and (self.max_num_seqs == 1 or self.prefix_cache == "evicted"):
             return False
@@ -75,7 +76,7 @@ class Configuration:
         longest: int,
         filled: int,
         dp: int,
-        backend: str,
+        backend: Backend,
         seed: int,
         timeout: float | None,
     ) -> EngineOptions:
@@ -88,19 +89,19 @@ class Configuration:
         num_blocks = longest if few else max(longest, filled // dp * 3 // 4)
         must = (PREEMPTIONS,) if few else (HITS, EVICTIONS) if evicted else ()
         return EngineOptions(
-            draft_tokens=self.draft_tokens,
+            num_speculative_tokens=self.num_speculative_tokens,
             dp=dp,
             backend=backend,
             max_num_seqs=self.max_num_seqs,
             max_num_batched_tokens=self.max_num_batched_tokens,
             num_blocks=num_blocks if few or evicted else None,
-            prefix_caching=self.prefix_cache != "off",
+            enable_prefix_caching=self.prefix_cache != "off",
             shuffle=seed if self.arrival == "shuffled" else None,
             late=seed if self.arrival == "late" else None,
             cancel=(min(4, count) if self.prompts == "all" else 1) if self.cancelled else None,
             warm=self.prefix_cache == "warm",
             mirrored=evicted,
-            eager=self.eager,
+            enforce_eager=self.enforce_eager,
             timeout=timeout,
             must=must,
         )
@@ -125,7 +126,7 @@ def sweep(*, graphs: bool) -> list[Configuration]:
 
 
 def _all(graphs: bool) -> Iterator[Configuration]:
-    settings = FACTORS if graphs else FACTORS | {"eager": (True,)}
+    settings = FACTORS if graphs else FACTORS | {"enforce_eager": (True,)}
     return (Configuration(*some) for some in itertools.product(*settings.values()))
 
 

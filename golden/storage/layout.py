@@ -29,7 +29,8 @@ SUMS = "SHA256SUMS"  # in the format of the sha256sum command
 
 
 def content_digest(stream: TokenStream, identity: Identity) -> str:
-    """Return the sha256 (hex) of arrays and identity."""
+    """Return the sha256 (hex) of arrays and identity; GoldenError where an array is absent."""
+    stream.require_whole()
     content = {
         "schema": SCHEMA,
         "identity": asdict(identity),
@@ -45,8 +46,9 @@ def content_digest(stream: TokenStream, identity: Identity) -> str:
 def encode(stream: TokenStream, provenance: Provenance) -> dict[str, bytes]:
     """Return the golden's files by relative path: a zarr v3 group and SHA256SUMS.
 
-    Raises GoldenError for drafts that the tokens contradict.
+    Raises GoldenError for drafts that the tokens contradict, and where an array is absent.
     """
+    stream.require_whole()
     if stream.drafts:
         stream.drafts.require_recorded(stream.tokens)
     written: dict[str, Buffer] = {}

@@ -7,7 +7,7 @@ a run with K draft tokens a round meets: `run_of`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,17 +15,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitassay.golden.errors import GoldenError
+from bitassay.golden.streams.arrays import (
+    Table,
+    present,
+    refuse,
+    require_names,
+    require_shapes,
+    require_within,
+)
+from bitassay.golden.streams.draft_chains import accepted_of, drafted_cells, limits
 from bitassay.reference.spec.contract import DRAFT_DEPTH
 from bitassay.reference.spec.rounds import rounds
 
-# name -> dtype and dimensions, as in stream.ARRAYS; J drafts of a chain, D operations of the head.
-DRAFT_ARRAYS: dict[str, tuple[str, tuple[str, ...]]] = {
+# As token_stream.ARRAYS; J drafts of a chain, D operations of the head.
+DRAFT_ARRAYS: Table = {
     "draft_tokens": ("<i4", ("S", "T", "J")),
     "accepted": ("<i4", ("S", "T")),
     "draft_fingerprints": ("<u8", ("S", "T", "J", "D")),
     "draft_prompt_fingerprints": ("<u8", ("S", "D")),
 }
 DRAFT_LABELS = ("draft_operations",)
+_STREAM = "draft stream"
+_LM_HEAD = "draft.lm_head"  # the one operation of a head that runs only where drafts begin
 
 Round = tuple[int, int, int]  # token, how many are drafted after it, how many of them accepted
 
@@ -40,71 +51,88 @@ class DraftStream:
     draft_prompt_fingerprints [S, D] uint64: the head's rows over the prompt, folded.
 
     rounds: None where all drafts are there, as in a golden. Of a run with so many drafts a round,
-    the rounds of each stream; then everything that no round came to is -1 or 0.
+    the rounds of each stream; then everything that no round comes to is -1 or 0.
+
+    None is what is absent: a golden has every array, another engine's run perhaps no fingerprints.
+    draft_operations: those that there are fingerprints of, some of the head's or all.
     """
 
     draft_tokens: NDArray[np.int32]
     accepted: NDArray[np.int32]
-    draft_fingerprints: NDArray[np.uint64]
-    draft_prompt_fingerprints: NDArray[np.uint64]
-    draft_operations: tuple[str, ...]
+    draft_fingerprints: NDArray[np.uint64] | None = None
+    draft_prompt_fingerprints: NDArray[np.uint64] | None = None
+    draft_operations: tuple[str, ...] | None = None
     rounds: tuple[tuple[Round, ...], ...] | None = None
 
     @property
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """The arrays by name, in the order of DRAFT_ARRAYS."""
-        return {name: getattr(self, name) for name in DRAFT_ARRAYS}
+        """The arrays that are there by name, in the order of DRAFT_ARRAYS."""
+        return present(self, DRAFT_ARRAYS)
+
+    @property
+    def labels(self) -> dict[str, Any]:
+        """What the arrays mean, by name; without what is not known."""
+        return present(self, DRAFT_LABELS)
+
+    def required(self, name: str) -> NDArray[Any]:
+        """Return the array of that name; GoldenError when it is absent."""
+        array: NDArray[Any] | None = getattr(self, name)
+        if array is None:
+            refuse(_STREAM, name, "the array", "none")
+        return array
+
+    def require_whole(self) -> None:
+        """Raise GoldenError unless every array is there, as in a golden."""
+        for name in DRAFT_ARRAYS:
+            self.required(name)
 
     def require_fits(self, prompts: int, steps: int, vocab_size: int) -> None:
         """Raise GoldenError unless the arrays are of so many prompts and steps, and ids fit."""
-        sizes = draft_sizes(prompts, steps, len(self.draft_operations))
-        for name, array in self.arrays.items():
-            dtype, dims = DRAFT_ARRAYS[name]
-            shape = tuple(sizes[d] for d in dims)
-            if array.dtype != np.dtype(dtype) or array.shape != shape:
-                found = f"{array.dtype} {list(array.shape)}"
-                _refuse(name, f"{np.dtype(dtype)} {list(shape)}", found)
-        for name, most in (("draft_tokens", vocab_size - 1), ("accepted", DRAFT_DEPTH)):
-            values = getattr(self, name)
-            outside = (values < -1) | (values > most)
-            if outside.any():
-                at = [int(i) for i in np.argwhere(outside)[0]]
-                _refuse(f"{name}{at}", f"-1 … {most}", values[tuple(at)])
+        operations: tuple[str, ...] = ()
+        if self.draft_fingerprints is not None or self.draft_prompt_fingerprints is not None:
+            operations = require_names(_STREAM, "draft_operations", self.draft_operations)
+        sizes = draft_sizes(prompts, steps, len(operations))
+        require_shapes(_STREAM, self.arrays, DRAFT_ARRAYS, sizes)
+        require_within(_STREAM, "draft_tokens", self.draft_tokens, -1, vocab_size - 1)
+        require_within(_STREAM, "accepted", self.accepted, -1, DRAFT_DEPTH)
         if self.rounds is not None and len(self.rounds) != prompts:
-            _refuse("rounds", f"those of {prompts} prompts", len(self.rounds))
+            refuse(_STREAM, "rounds", f"those of {prompts} prompts", len(self.rounds))
 
     def require_recorded(self, tokens: NDArray[np.int32]) -> None:
-        """Raise GoldenError unless accepted counts and chains are what drafts and tokens say."""
+        """Raise GoldenError unless accepted counts and chains follow from drafts and tokens."""
         if self.rounds is not None:
-            _refuse("rounds", "all drafts after every token", "those of a run alone")
+            refuse(_STREAM, "rounds", "all drafts after every token", "those of a run alone")
         right = accepted_of(self.draft_tokens, tokens)
         if (wrong := np.argwhere(right != self.accepted)).size:
             at = tuple(int(i) for i in wrong[0])
             expected = f"{right[at]}, as drafts and tokens say"
-            _refuse(f"accepted{list(at)}", expected, self.accepted[at])
-        there = _cells(right, limits(tokens.shape[1]))
+            refuse(_STREAM, f"accepted{list(at)}", expected, self.accepted[at])
+        there = drafted_cells(right)
         if not np.array_equal(there, self.draft_tokens >= 0):
             at = tuple(int(i) for i in np.argwhere(there != (self.draft_tokens >= 0))[0])
             expected = "a draft" if there[at] else "-1, as there is nothing to draft"
-            _refuse(f"draft_tokens{list(at)}", expected, self.draft_tokens[at])
-        if (blank := self.draft_fingerprints[~there]).any():
-            _refuse("draft_fingerprints", "0 where nothing was drafted", int(blank.max()))
+            refuse(_STREAM, f"draft_tokens{list(at)}", expected, self.draft_tokens[at])
+        if (blank := self.required("draft_fingerprints")[~there]).any():
+            refuse(_STREAM, "draft_fingerprints", "0 where nothing was drafted", int(blank.max()))
 
     def first(self, count: int, steps: int) -> DraftStream:
         """Return the drafts of the first `count` streams, as if they had `steps` tokens."""
         if self.rounds is not None:
             raise GoldenError("only what has all drafts is cut, not those of a run")
         most = limits(steps)
-        tokens = self.draft_tokens[:count, :steps].copy()
-        prints = self.draft_fingerprints[:count, :steps].copy()
         beyond = np.arange(DRAFT_DEPTH) >= most[:, None]
-        tokens[:, beyond], prints[:, beyond] = -1, 0
+        tokens = self.draft_tokens[:count, :steps].copy()
+        tokens[:, beyond] = -1
+        fingerprints, folds = self.draft_fingerprints, self.draft_prompt_fingerprints
+        if fingerprints is not None:
+            fingerprints = fingerprints[:count, :steps].copy()
+            fingerprints[:, beyond] = 0
         return replace(
             self,
             draft_tokens=tokens,
             accepted=np.minimum(self.accepted[:count, :steps], most.astype("<i4")),
-            draft_fingerprints=prints,
-            draft_prompt_fingerprints=self.draft_prompt_fingerprints[:count],
+            draft_fingerprints=fingerprints,
+            draft_prompt_fingerprints=None if folds is None else folds[:count],
         )
 
     def take(self, chosen: list[int]) -> DraftStream:
@@ -120,24 +148,24 @@ class DraftStream:
         return sum(every) / len(every) if every else 1.0
 
 
+def drafts_from_parts(parts: Mapping[str, Any]) -> DraftStream | None:
+    """Return the stream whose arrays and labels are among these by name; None where none is.
+
+    Raises GoldenError where there are some of them without draft_tokens and accepted.
+    """
+    names = (*DRAFT_ARRAYS, *DRAFT_LABELS)
+    own = {name: parts[name] for name in names if parts.get(name) is not None}
+    if not own:
+        return None
+    for name in ("draft_tokens", "accepted"):
+        if name not in own:
+            refuse(_STREAM, name, "the array", "none")
+    return DraftStream(**own)
+
+
 def draft_sizes(prompts: int, steps: int, operations: int) -> dict[str, int]:
     """Return the sizes of the dimensions of DRAFT_ARRAYS."""
     return {"S": prompts, "T": steps, "J": DRAFT_DEPTH, "D": operations}
-
-
-def limits(steps: int) -> NDArray[np.int64]:  # -> [T]
-    """Return how many tokens may be drafted after each: the bonus token is never drafted."""
-    return np.clip(steps - 2 - np.arange(steps), 0, DRAFT_DEPTH)
-
-
-def accepted_of(draft_tokens: NDArray[np.int32], tokens: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Return how many drafts are the tokens that follow: [S, T, 5], [S, T] -> [S, T]."""
-    steps = tokens.shape[1]
-    after = np.arange(steps)[:, None] + 1 + np.arange(DRAFT_DEPTH)
-    within = np.arange(DRAFT_DEPTH) < limits(steps)[:, None]
-    same = (draft_tokens == tokens[:, np.minimum(after, steps - 1)]) & within
-    counts: NDArray[np.int32] = np.logical_and.accumulate(same, axis=2).sum(axis=2).astype("<i4")
-    return counts
 
 
 def run_of(drafts: DraftStream, num_draft_tokens: int) -> DraftStream:
@@ -150,22 +178,32 @@ def run_of(drafts: DraftStream, num_draft_tokens: int) -> DraftStream:
     runs = tuple(tuple(rounds(own.tolist(), num_draft_tokens)) for own in drafts.accepted)
     tokens = np.full_like(drafts.draft_tokens, -1)
     accepted = np.full_like(drafts.accepted, -1)
-    kept = compared_fingerprints(runs, steps, len(drafts.draft_operations))
     for s in range(prompts):
         for t, drafted, right in runs[s]:
             accepted[s, t] = right
             some = min(drafted, right + 1)
             tokens[s, t, :some] = drafts.draft_tokens[s, t, :some]
-    prints = np.where(kept, drafts.draft_fingerprints, np.uint64(0))
+    fingerprints = drafts.draft_fingerprints
+    if fingerprints is not None:
+        kept = fingerprints_of_rounds(runs, steps, drafts.draft_operations or ())
+        fingerprints = np.where(kept, fingerprints, np.uint64(0))
     return replace(
-        drafts, draft_tokens=tokens, accepted=accepted, draft_fingerprints=prints, rounds=runs
+        drafts, draft_tokens=tokens, accepted=accepted, draft_fingerprints=fingerprints, rounds=runs
     )
+
+
+def fingerprints_of_rounds(
+    runs: Sequence[Sequence[Round]], steps: int, operations: Sequence[str]
+) -> NDArray[np.bool_]:  # -> [S, T, 5, D]
+    """Return which fingerprints of drafts the rounds of a run come to, by operations' names."""
+    both = compared_fingerprints(runs, steps, 2)  # those of a row, and the lm_head's
+    return both[..., [int(name == _LM_HEAD) for name in operations]]
 
 
 def compared_fingerprints(
     runs: Sequence[Sequence[Round]], steps: int, operations: int
 ) -> NDArray[np.bool_]:  # -> [S, T, 5, D]
-    """Return which fingerprints of drafts the rounds of a run come to."""
+    """Return which fingerprints of drafts the rounds of a run come to; the last is the lm_head."""
     kept = np.zeros((len(runs), steps, DRAFT_DEPTH, operations), dtype=bool)
     for s, run in enumerate(runs):
         drafting = [t for t, drafted, _ in run if drafted]
@@ -174,14 +212,3 @@ def compared_fingerprints(
         for t, drafted, right in run:
             kept[s, t, : min(drafted, right + 1)] = True
     return kept
-
-
-def _cells(accepted: NDArray[np.int32], most: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Where something is drafted: the accepted ones and the first that is not, as [S, T, 5]."""
-    some = np.minimum(accepted + 1, most)
-    cells: NDArray[np.bool_] = np.arange(DRAFT_DEPTH) < some[:, :, None]
-    return cells
-
-
-def _refuse(name: str, expected: object, found: object) -> None:
-    raise GoldenError(f"draft stream, {name}: expected {expected}, found {found}")

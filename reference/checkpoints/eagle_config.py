@@ -20,6 +20,7 @@ from bitassay.reference.checkpoints.checkpoint import (
 )
 from bitassay.reference.checkpoints.model_config import ModelConfig
 from bitassay.reference.spec.contract import DRAFT_KINDS, draft_operations
+from bitassay.reference.spec.dtypes import has_role
 from bitassay.reference.spec.rotary_table import Llama3Scaling, RotaryTable, rotary_table
 
 # The kinds that a head of an architecture can be. Both kinds are published under the plain name,
@@ -43,7 +44,6 @@ _ONLY: dict[str, Any] = {
     "parallel_drafting": False,
 }
 _LAYERS = {"layers.0.": "layer.", "midlayer.": "layer."}
-_STORED = (torch.bfloat16, torch.float16, torch.float32)
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ class EagleConfig:
         return shapes
 
     def _rounded(self, checkpoint: Checkpoint, name: str, tensor: Tensor) -> Tensor:
-        if tensor.dtype not in _STORED:
+        if not has_role(tensor.dtype, "weight"):
             return tensor  # refused with what else is unfit
         rounded = tensor.to(self.dtype)  # RN: once, from fp16 by way of fp32, which holds it
         if not rounded.isfinite().all():

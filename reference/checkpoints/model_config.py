@@ -18,6 +18,7 @@ from bitassay.reference.checkpoints.checkpoint import (
     config_int,
     require,
 )
+from bitassay.reference.spec.dtypes import has_role, listed
 from bitassay.reference.spec.rotary_table import (
     MOST_POSITIONS,
     Llama3Scaling,
@@ -246,8 +247,9 @@ def _check(checkpoint: Checkpoint, config: ModelConfig) -> None:
             f"max_position_embeddings of at most {MOST_POSITIONS} (beyond, fp32 cannot count)",
             str(config.max_position_embeddings),
         )
-    if config.dtype == torch.float32:
-        raise _unfit(checkpoint, "torch_dtype bfloat16 or float16", "float32")
+    if not has_role(config.dtype, "transformer"):
+        found = str(config.dtype).removeprefix("torch.")
+        raise _unfit(checkpoint, f"torch_dtype {listed('transformer')}", found)
 
 
 def _int_or(checkpoint: Checkpoint, key: str, default: int) -> int:

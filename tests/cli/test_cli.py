@@ -35,7 +35,7 @@ def test_version(run):
         ("nonsense",),
         ("check", "--with", "hope"),
         ("check", "tiny", "--prompts", "0"),
-        ("check", "tiny", "--batch-size", "x"),
+        ("check", "tiny", "--max-num-seqs", "x"),
         ("show",),
     ],
 )

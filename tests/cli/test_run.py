@@ -11,20 +11,24 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from bitassay.cli.run import _eos
+from bitassay.engine.config import EngineConfig
 from bitassay.golden.errors import CannotRunError, GoldenError, WorkerError
-from bitassay.golden.runs import rank_launcher as ranks
-from bitassay.golden.runs.engine_job import Backend, EngineJob, EngineRun
+from bitassay.golden.inputs.job import Job
+from bitassay.golden.runs.backend import Backend
+from bitassay.golden.runs.engine_job import EngineJob, EngineRun
 from bitassay.golden.runs.rank_launcher import run_jobs, run_ranks
 from support.tiny_eagle import write_tiny_eagle
 from support.tiny_llama import write_tiny_llama
 
 LENGTHS = (1, 5, 20, 17, 2)
 TOKENS = 10
+NAMES = tuple(f"p{i}" for i in range(len(LENGTHS)))
 
 
 @pytest.fixture(scope="module")
@@ -40,21 +44,17 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def make_job(tiny: Path, **fields: object) -> EngineJob:
+def make_job(tiny: Path, *, job: dict[str, Any] | None = None, **fields: Any) -> EngineJob:
+    """Return the tiny prompts for the model with its head; job: other fields of the Job."""
     lines = (tiny / "prompts.jsonl").read_text().splitlines()
     prompts = tuple(tuple(json.loads(line)["token_ids"]) for line in lines)
-    config = {"num_draft_tokens": 3, "max_num_seqs": 2}
-    job = EngineJob(
-        tiny / "model",
-        "sm_90",
-        prompts,
-        TOKENS,
-        draft=tiny / "head",
-        backend=Backend.REFERENCE,
-        config=config,
-        timeout=60,
-    )
-    return replace(job, **fields)  # type: ignore[arg-type]
+    own = Job(tiny / "model", "", "sm_90", NAMES, prompts, TOKENS, draft=tiny / "head")
+    given = {
+        "config": EngineConfig(num_speculative_tokens=3, max_num_seqs=2),
+        "backend": Backend.REFERENCE,
+        "timeout": 60,
+    }
+    return EngineJob(replace(own, **job or {}), **given | fields)
 
 
 def options(tiny: Path, *more: str) -> list[str]:
@@ -105,11 +105,11 @@ def test_no_number_of_ranks_changes_a_bit(tiny, alone, dp, fields, without):
     seen: dict[int, list[int]] = {}
     ends: dict[int, str | None] = {}
 
-    def told(prompt: int, tokens: list[int], reason: str | None) -> None:
+    def on_tokens(prompt: int, tokens: list[int], reason: str | None) -> None:
         seen.setdefault(prompt, []).extend(tokens)
         ends[prompt] = reason
 
-    found = run_ranks(make_job(tiny, **fields), dp, told)
+    found = run_ranks(make_job(tiny, **fields), dp, on_tokens)
     assert_same(found, alone, without=without)
     for prompt, own in enumerate(found.traces):
         assert ends[prompt] == (None if own is None else "length")
@@ -123,8 +123,9 @@ def test_no_number_of_ranks_changes_a_bit(tiny, alone, dp, fields, without):
 
 def test_fewer_prompts_than_ranks_and_another_job_on_the_same_ranks(tiny, alone):
     job = make_job(tiny)
-    plain = replace(job, config={"num_draft_tokens": 0, "max_num_seqs": 1})
-    fewer, found = run_jobs([replace(job, prompts=job.prompts[:2]), plain], 3)
+    plain = replace(job, config=EngineConfig(num_speculative_tokens=0, max_num_seqs=1))
+    two = {"prompts": job.job.prompts[:2], "prompt_names": NAMES[:2]}
+    fewer, found = run_jobs([make_job(tiny, job=two), plain], 3)
     assert_same(fewer, EngineRun(alone.traces[:2], alone.stats, alone.seconds))
     assert [stats.tokens for stats in fewer.stats] == [TOKENS, TOKENS, 0]
     assert found.total.tokens == TOKENS * len(LENGTHS)
@@ -135,7 +136,7 @@ def test_fewer_prompts_than_ranks_and_another_job_on_the_same_ranks(tiny, alone)
 
 
 def test_jobs_of_different_models_are_refused(tiny):
-    jobs = [make_job(tiny), make_job(tiny, draft=None, config={})]
+    jobs = [make_job(tiny), make_job(tiny, job={"draft": None}, config=EngineConfig())]
     with pytest.raises(WorkerError, match="expected the same model, found several"):
         list(run_jobs(jobs))
 
@@ -152,7 +153,7 @@ def test_a_rank_that_is_killed_is_named_within_seconds(tiny):
     heard: set[int] = set()
     killed = []
 
-    def told(prompt: int, tokens: list[int], reason: str | None) -> None:
+    def on_tokens(prompt: int, tokens: list[int], reason: str | None) -> None:
         heard.add(prompt % 2)  # which is the rank
         if len(heard) == 2 and not killed:
             own = sorted(set(children()) - before)  # started in the order of ranks
@@ -160,49 +161,48 @@ def test_a_rank_that_is_killed_is_named_within_seconds(tiny):
             killed.append(time.monotonic())
 
     with pytest.raises(WorkerError, match="^rank 1 of 2 was killed by SIGKILL, as happens when"):
-        run_ranks(make_job(tiny, max_tokens=2000), 2, told)
+        run_ranks(make_job(tiny, job={"steps": 2000}), 2, on_tokens)
     assert time.monotonic() - killed[0] < 10
     assert set(children()) <= before
 
 
 def test_a_rank_that_fails_is_named_with_its_reason(tiny):
     """The last prompt's ids are beyond the vocabulary: rank 1 alone sees it."""
-    job = make_job(tiny)
-    prompts = (*job.prompts[:3], (9999,))
-    with pytest.raises(WorkerError, match=r"^rank 1 of 2: prompt 3, .*9999"):
-        run_ranks(replace(job, prompts=prompts), 2)
+    prompts = (*make_job(tiny).job.prompts[:3], (9999,))
+    job = make_job(tiny, job={"prompts": prompts, "prompt_names": NAMES[:4]})
+    with pytest.raises(WorkerError, match=r"^rank 1 of 2: prompt p3, .*9999"):
+        run_ranks(job, 2)
 
 
-def test_a_crash_shows_the_last_lines_of_what_the_rank_wrote(tiny, monkeypatch):
+def test_a_crash_shows_the_last_lines_of_what_the_rank_wrote(tiny):
     crash = "import sys; print('so it goes', file=sys.stderr); sys.exit(7)"
-    monkeypatch.setattr(ranks, "COMMAND", (sys.executable, "-c", crash))
+    command = (sys.executable, "-c", crash)
     with pytest.raises(WorkerError, match=r"^rank 0 of 2 ended with status 7\n  so it goes$"):
-        run_ranks(make_job(tiny), 2)
+        run_ranks(make_job(tiny), 2, command=command)
 
 
-def test_a_rank_that_takes_no_part_ends_in_the_timeout(tiny, monkeypatch, tmp_path):
+def test_a_rank_that_takes_no_part_ends_in_the_timeout(tiny, tmp_path):
     """What a rank runs is replaced: no switch of the product makes it skip a collective."""
     script = tmp_path / "idle.py"
     script.write_text(
-        "import sys, time\n"
+        "import runpy, time\n"
         "from bitassay.engine.distributed.group import Group\n"
-        "from bitassay.golden.runs import rank_worker\n"
         "whole = Group.sum\n"
         "def skip(self, step, count):\n"
         "    if self.rank == 1 and step == 3:\n"
         "        time.sleep(600)\n"
         "    return whole(self, step, count)\n"
         "Group.sum = skip\n"
-        "rank_worker._main(*map(int, sys.argv[1:]))\n"
+        "runpy.run_module('bitassay.golden.runs.rank_worker', run_name='__main__')\n"
     )
-    monkeypatch.setattr(ranks, "COMMAND", (sys.executable, str(script)))
+    command = (sys.executable, str(script))
     before, begun = set(children()), time.monotonic()
     with pytest.raises(
         WorkerError,
         match=r"^rank 0 of 2: collective 4 \(after step 3\) was not done after 2 s, because rank 1 "
         r"did not enter it \(rank 1 last heard of 0\.\d s ago: done with step 3, ",
     ):
-        run_ranks(make_job(tiny, timeout=2), 2)
+        run_ranks(make_job(tiny, timeout=2), 2, command=command)
     assert time.monotonic() - begun < 25
     assert set(children()) <= before
 
@@ -280,7 +280,10 @@ def test_torchrun_starts_the_same_command(tiny, run):
         (["nothing"], "unknown suite 'nothing': known are context-lm"),
         (["context-lm", "--backend", "reference"], "the engine runs transformers, which this is"),
         (["llama-pico", "--draft", "x"], "--draft needs --model DIR"),
-        (["llama-pico", "--backend", "reference", "--k", "3"], "--k: expected a draft head, found"),
+        (
+            ["llama-pico", "--backend", "reference", "--k", "3"],
+            "expected 0 without a draft head, found 3",
+        ),
         (["llama-pico", "--backend", "reference", "--prompts", "999"], "asked for 999 prompts"),
         (["llama-pico", "--model", "x", "--prompts", "f"], "name a suite (context-lm, "),
         (["--model", "x", "--prompts", "f"], "--model needs --max-tokens T"),
@@ -297,20 +300,22 @@ def test_without_a_gpu_nothing_else_is_run(tiny, run, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     status, out, err = run("run", "llama-pico", "--dp", "2")
     assert (status, out) == (2, "")
-    assert "no GPU: --backend gpu needs a CUDA device that torch can use, and nothing else" in err
-    with pytest.raises(CannotRunError, match="no GPU: --backend gpu needs .* use --backend ref"):
+    assert "no GPU: kernels on a GPU need a CUDA device that torch can use, and nothing else" in err
+    with pytest.raises(CannotRunError, match="no GPU: .* use the interpreter or the reference"):
         run_ranks(make_job(tiny, backend=Backend.GPU))
 
 
 def test_more_ranks_than_gpus_are_refused(tiny, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (9, 0))
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(CannotRunError, match="--dp 4: expected a GPU for every rank, found 2"):
         run_ranks(make_job(tiny, backend=Backend.GPU), 4)
 
 
 def test_an_architecture_that_is_not_emulated_is_refused(tiny):
-    job = make_job(tiny, backend=Backend.INTERPRETER, arch="sm_80")
+    job = make_job(tiny, backend=Backend.INTERPRETER, job={"arch": "sm_80"})
     with pytest.raises(CannotRunError, match="sm_80 in the interpreter, which emulates sm_89 and"):
         run_ranks(job)
 
@@ -344,7 +349,7 @@ def started(commands: list[list[str]]) -> list[tuple[int, str, str]]:
     ("differs", "same"),
     [
         (["prompts", 'arch ("sm_89" there, "sm_90" here)', "max_tokens (9 there"], ["draft"]),
-        (["draft", "num_draft_tokens (3 there, 0 here)"], ["prompts", "arch", "max_tokens"]),
+        (["draft", "num_speculative_tokens (3 there, 0 here)"], ["prompts", "arch", "max_tokens"]),
     ],
 )
 def test_ranks_that_were_given_other_jobs_run_nothing(tiny, differs, same):
@@ -371,24 +376,24 @@ def test_ranks_that_were_given_other_jobs_run_nothing(tiny, differs, same):
 def test_what_decides_results_is_a_fact(tiny):
     job = make_job(tiny)
     facts = job.facts
-    assert replace(job, model=Path("elsewhere"), timeout=5).facts == facts
-    assert replace(job, config=job.config | {"max_num_batched_tokens": 2048}).facts == facts
-    changes: dict[str, object] = {
-        "prompts": job.prompts[::-1],
-        "arch": "sm_89",
-        "max_tokens": 9,
-        "backend": Backend.INTERPRETER,
-        "order": (4, 3, 2, 1, 0),
-        "arrivals": (0,) * 5,
-        "cancelled": {1: 1},
-        "eos_token_id": (0,),
-        "warm": True,
+    assert make_job(tiny, job={"model": Path("elsewhere")}, timeout=5).facts == facts
+    config = EngineConfig(num_speculative_tokens=3, max_num_seqs=2, max_num_batched_tokens=2048)
+    assert make_job(tiny, config=config).facts == facts
+    changes: dict[str, dict[str, Any]] = {
+        "prompts": {"job": {"prompts": job.job.prompts[::-1]}},
+        "arch": {"job": {"arch": "sm_89"}},
+        "max_tokens": {"job": {"steps": 9}},
+        "backend": {"backend": Backend.INTERPRETER},
+        "order": {"order": (4, 3, 2, 1, 0)},
+        "arrivals": {"arrivals": (0,) * 5},
+        "cancelled": {"cancelled": {1: 1}},
+        "eos_token_id": {"eos_token_id": (0,)},
+        "warm": {"warm": True},
+        "num_speculative_tokens": {"config": replace(config, num_speculative_tokens=1)},
     }
-    for name, value in changes.items():
-        other = replace(job, **{name: value}).facts  # type: ignore[arg-type]
+    for name, change in changes.items():
+        other = make_job(tiny, **change).facts
         assert [key for key in facts if facts[key] != other[key]] == [name]
-    other = replace(job, config=job.config | {"num_draft_tokens": 1}).facts
-    assert [key for key in facts if facts[key] != other[key]] == ["num_draft_tokens"]
 
 
 @pytest.mark.parametrize("dp", ["1", "2"])
@@ -400,9 +405,10 @@ def test_a_timeout_that_is_no_time_is_refused(tiny, run, dp, timeout):
 
 
 def test_errors_of_one_rank_name_none(tiny):
-    job = make_job(tiny)
-    with pytest.raises(WorkerError, match=r"^prompt 1, .*9999"):
-        run_ranks(replace(job, prompts=(*job.prompts[:1], (9999,))))
+    prompts = (*make_job(tiny).job.prompts[:1], (9999,))
+    job = make_job(tiny, job={"prompts": prompts, "prompt_names": NAMES[:2]})
+    with pytest.raises(WorkerError, match=r"^prompt p1, .*9999"):
+        run_ranks(job)
 
 
 @pytest.mark.parametrize(("said", "ids"), [(0, (0,)), (7, (7,)), ([0, 5], (0, 5)), ([3], (3,))])
@@ -440,9 +446,3 @@ def test_help_has_an_example(run):
     status, out, _ = run("run", "--help")
     assert status == 0
     assert "Example: bitassay run eagle-pico --dp 2 --prompts 8" in out
-
-
-def test_a_job_survives_its_journey(tiny):
-    job = make_job(tiny, order=(4, 3, 2, 1, 0), cancelled={1: 2, 0: 0}, arrivals=(0,) * 5)
-    job = replace(job, eos_token_id=(0, 5))
-    assert EngineJob.from_json(job.to_json()) == job

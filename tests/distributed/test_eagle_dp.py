@@ -18,11 +18,11 @@ import pytest
 import torch
 
 from bitassay.golden.check import current
-from bitassay.golden.compare.diff import Counts
+from bitassay.golden.compare.diff import Comparison, compare
+from bitassay.golden.runs.backend import Backend, gpu_arch
 from bitassay.golden.runs.engine_options import EngineOptions
-from bitassay.golden.runs.engine_requests import EngineCheck
-from bitassay.golden.runs.engine_run import run_engine_way
-from bitassay.golden.runs.gpu import gpu_arch
+from bitassay.golden.runs.engine_runner import EngineRunner
+from bitassay.golden.runs.runner import Run
 from bitassay.golden.storage.store import find_store
 
 SUITE, DRAFTS = "eagle-pico", 3
@@ -60,31 +60,32 @@ def gpus(dp: int) -> int:
 
 
 def check(
-    golden: str, prompts: int | None, tokens: int | None, options: dict[str, Any]
-) -> EngineCheck:
+    golden: str, prompts: int | None, tokens: int | None, **options: Any
+) -> tuple[Run, Comparison]:
     """Run the engine on so many prompts of a golden and compare with it."""
     found, inputs = current(find_store(), golden, None)
     expected = found.stream.first(prompts, tokens)
-    return run_engine_way(inputs, expected, EngineOptions(**options))
+    runner = EngineRunner(EngineOptions(**options))
+    run = runner.run(inputs, expected, lambda done, total: None, print)
+    return run, compare(run.expected, run.found)
 
 
 def require_equal(golden: str, part: tuple[int | None, int | None], **options: Any) -> None:
     """Run with and without drafts, and hold each to the golden and one to the other."""
-    plain = check(golden, *part, options | {"draft_tokens": 0})
-    eagle = check(golden, *part, options | {"draft_tokens": DRAFTS})
-    for run in (plain, eagle):
-        assert run.comparison.differences == ()
-        assert run.good
-    found = [run.comparison.found for run in (plain, eagle)]
-    assert np.array_equal(found[0].tokens, found[1].tokens)
-    assert plain.stats.drafted == 0
+    plain, eagle = (check(golden, *part, **options, num_speculative_tokens=k) for k in (0, DRAFTS))
+    for run, comparison in (plain, eagle):
+        assert comparison.differences == ()
+        assert not run.missing
+    assert np.array_equal(plain[0].found.tokens, eagle[0].found.tokens)
+    assert plain[0].stats.drafted == 0
     # Else nothing was speculated and nothing compared.
-    assert 0 < eagle.stats.accepted < eagle.stats.drafted
-    told(f"{golden}, DP = {options['dp']}", eagle.comparison.compared, eagle)
+    assert 0 < eagle[0].stats.accepted < eagle[0].stats.drafted
+    show(f"{golden}, DP = {options['dp']}", *eagle)
 
 
-def told(what: str, compared: Counts, run: EngineCheck) -> None:
+def show(what: str, run: Run, comparison: Comparison) -> None:
     """Print what was compared, for `pytest -s`."""
+    compared = comparison.compared
     counts = {
         "tokens": compared.tokens,
         "logits": compared.logits,
@@ -101,12 +102,12 @@ def told(what: str, compared: Counts, run: EngineCheck) -> None:
 
 def test_eagle_dp_on_cpus(dp: int) -> None:
     part = (max(CPU_PROMPTS, dp), CPU_TOKENS)
-    require_equal(f"{SUITE}/{CPU_ARCH}", part, dp=dp, backend="reference")
+    require_equal(f"{SUITE}/{CPU_ARCH}", part, dp=dp, backend=Backend.REFERENCE)
 
 
 @pytest.mark.gpu
 def test_eagle_dp_on_gpus(gpus: int) -> None:
-    require_equal(f"{SUITE}/{gpu_arch()}", (None, None), dp=gpus, backend="gpu")
+    require_equal(f"{SUITE}/{gpu_arch()}", (None, None), dp=gpus, backend=Backend.GPU)
 
 
 @pytest.mark.parametrize("sizes", [{"TP_SIZE": "2"}, {"DP_SIZE": "0"}, {"DP_SIZE": "two"}])

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -16,6 +13,7 @@ from bitassay import emulator
 from bitassay.emulator import EmulationError, RefusedError, active_arch, emulate
 from bitassay.reference import tensor_core
 from bitassay.reference.spec.arch import EMULATED
+from support.fresh_python import FreshPython
 from support.same_bits import assert_same_bits
 
 pytestmark = pytest.mark.usefixtures("interpreting")
@@ -114,15 +112,6 @@ def test_supported_versions(found: str, monkeypatch: pytest.MonkeyPatch) -> None
     emulator.check_triton()
 
 
-def process(code: str, **environment: str | None) -> subprocess.CompletedProcess[str]:
-    """Run Python with a changed environment; None removes a variable."""
-    merged = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment}
-    kept = {k: v for k, v in merged.items() if v is not None}
-    return subprocess.run(
-        [sys.executable, "-c", code], env=kept, capture_output=True, text=True, check=False
-    )
-
-
 USER_CODE = """
 import torch, triton, triton.language as tl
 import bitassay.emulator as emulator
@@ -143,35 +132,39 @@ print(emulator.active_arch(), x.item())
 
 
 @pytest.mark.parametrize("arch", EMULATED)
-def test_the_environment_alone_is_enough(arch: str) -> None:
+def test_the_environment_alone_is_enough(fresh_python: FreshPython, arch: str) -> None:
     code = USER_CODE.format(dtype="bfloat16", op=False)
-    done = process(code, TRITON_INTERPRET="1", BITASSAY_ARCH=arch)
+    done = fresh_python.run(code, TRITON_INTERPRET="1", BITASSAY_ARCH=arch)
     assert done.stdout.split() == [arch, "2.0"], done.stderr  # 2.0078125 rounds to even
 
 
-def test_the_environment_allows_by_name() -> None:
+def test_the_environment_allows_by_name(fresh_python: FreshPython) -> None:
     code = USER_CODE.format(dtype="float32", op=True)
-    done = process(code, TRITON_INTERPRET="1", BITASSAY_ARCH="sm_90")
+    done = fresh_python.run(code, TRITON_INTERPRET="1", BITASSAY_ARCH="sm_90")
     assert "RefusedError: tl.exp" in done.stderr
-    done = process(code, TRITON_INTERPRET="1", BITASSAY_ARCH="sm_90", BITASSAY_ALLOW="sum, exp")
+    done = fresh_python.run(
+        code, TRITON_INTERPRET="1", BITASSAY_ARCH="sm_90", BITASSAY_ALLOW="sum, exp"
+    )
     assert done.stdout.startswith("sm_90 2.7"), done.stderr
 
 
 @pytest.mark.parametrize("interpret", [None, "0"])
-def test_a_compiling_triton_is_an_error_that_says_what_to_set(interpret: str | None) -> None:
+def test_a_compiling_triton_is_an_error_that_says_what_to_set(
+    fresh_python: FreshPython, interpret: str | None
+) -> None:
     for code in ("import bitassay.emulator", "import triton, bitassay.emulator"):
-        done = process(code, TRITON_INTERPRET=interpret, BITASSAY_ARCH="sm_90")
+        done = fresh_python.run(code, TRITON_INTERPRET=interpret, BITASSAY_ARCH="sm_90")
         assert "EmulationError" in done.stderr
         assert "set TRITON_INTERPRET=1" in done.stderr
         assert "before anything imports triton" in done.stderr
 
 
-def test_importing_costs_nothing_unless_asked() -> None:
+def test_importing_costs_nothing_unless_asked(fresh_python: FreshPython) -> None:
     code = (
         "import sys, bitassay.emulator as emulator\n"
         "print(emulator.active_arch(), 'triton' in sys.modules)"
     )
-    done = process(code, TRITON_INTERPRET=None, BITASSAY_ARCH=None)
+    done = fresh_python.run(code, TRITON_INTERPRET=None, BITASSAY_ARCH=None)
     assert done.stdout.split() == ["None", "False"], done.stderr
 
 

@@ -20,7 +20,7 @@ from bitassay.engine.models.causal_lm import CausalLM
 from bitassay.engine.models.eagle import EagleHead
 from bitassay.engine.scheduling.request import Output
 from bitassay.engine.trace import EngineDrafts, EngineTrace
-from bitassay.golden.runs.reference_ops import reference_backend
+from bitassay.golden.runs.reference_ops import reference_ops
 from bitassay.reference.eagle import Eagle
 from bitassay.reference.spec.contract import default_contract
 from bitassay.reference.spec.rounds import rounds
@@ -56,14 +56,14 @@ class Case:
         head = write_tiny_eagle(folder / "head", target, kind=kind, seed=7, agreeable=True)
         self.truth = Eagle.from_pretrained(target, head, contract=CONTRACT)
         self.model = CausalLM.from_pretrained(
-            target, contract=CONTRACT, device="cpu", backend=reference_backend()
+            target, contract=CONTRACT, device="cpu", ops=reference_ops()
         )
         self.head = EagleHead.from_pretrained(head, self.model)
         self.replayed = self.truth.generate_many(PROMPTS, TOKENS)
 
     def engine(self, **options: Any) -> Engine:
         config = EngineConfig(**options)
-        engine = Engine(self.model, self.head if config.num_draft_tokens else None, config)
+        engine = Engine(self.model, self.head if config.num_speculative_tokens else None, config)
         # What was never written may be anything: nothing may read it.
         for kept in engine._runner.caches:
             for x in (*kept.k, *kept.v):
@@ -108,52 +108,52 @@ def check_drafts(drafts: EngineDrafts, want: Drafts) -> None:
 CONFIGURATIONS: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     (
         "eagle",
-        {"num_draft_tokens": 1, "max_num_seqs": 3, "num_blocks": 5},
+        {"num_speculative_tokens": 1, "max_num_seqs": 3, "num_blocks": 5},
         {"again": True},
         "accepted preemptions prefix_hit_tokens",
     ),
     (
         "eagle",
-        {"num_draft_tokens": 3, "max_num_batched_tokens": 9},
+        {"num_speculative_tokens": 3, "max_num_batched_tokens": 9},
         {"order": [5, 4, 3, 2, 1, 0]},
         "accepted prefix_hit_tokens",
     ),
     (
         "eagle",
-        {"num_draft_tokens": 5, "max_num_batched_tokens": 20, "num_blocks": 4},
+        {"num_speculative_tokens": 5, "max_num_batched_tokens": 20, "num_blocks": 4},
         {},
         "accepted preemptions prefix_hit_tokens",
     ),
-    ("eagle", {"num_draft_tokens": 3, "max_num_seqs": 1}, {}, "accepted prefix_hit_tokens"),
+    ("eagle", {"num_speculative_tokens": 3, "max_num_seqs": 1}, {}, "accepted prefix_hit_tokens"),
     (
         "eagle",
-        {"num_draft_tokens": 3, "num_blocks": 5, "enable_prefix_caching": False},
+        {"num_speculative_tokens": 3, "num_blocks": 5, "enable_prefix_caching": False},
         {"arrivals": [0, 5, 2, 2, 0, 20]},
         "accepted preemptions",
     ),
-    ("eagle", {"num_draft_tokens": 5}, {"cancelled": {0: 3, 3: 0, 5: 1}}, "accepted"),
-    ("eagle", {"num_draft_tokens": 0, "enforce_eager": False, "force_graphs": True}, {}, ""),
+    ("eagle", {"num_speculative_tokens": 5}, {"cancelled": {0: 3, 3: 0, 5: 1}}, "accepted"),
+    ("eagle", {"num_speculative_tokens": 0, "enforce_eager": False, "force_graphs": True}, {}, ""),
     (
         "eagle3",
-        {"num_draft_tokens": 0, "max_num_batched_tokens": 17, "num_blocks": 4},
+        {"num_speculative_tokens": 0, "max_num_batched_tokens": 17, "num_blocks": 4},
         {},
         "preemptions prefix_hit_tokens",
     ),
     (
         "eagle3",
-        {"num_draft_tokens": 1, "max_num_batched_tokens": 40},
+        {"num_speculative_tokens": 1, "max_num_batched_tokens": 40},
         {"again": True},
         "accepted prefix_hit_tokens",
     ),
     (
         "eagle3",
-        {"num_draft_tokens": 3, "max_num_seqs": 3, "num_blocks": 5},
+        {"num_speculative_tokens": 3, "max_num_seqs": 3, "num_blocks": 5},
         {"cancelled": {2: 4}, "arrivals": [3, 0, 0, 0, 3, 1]},
         "accepted preemptions prefix_hit_tokens",
     ),
     (
         "eagle3",
-        {"num_draft_tokens": 5, "enforce_eager": False, "force_graphs": True},
+        {"num_speculative_tokens": 5, "enforce_eager": False, "force_graphs": True},
         {},
         "accepted",
     ),
@@ -176,7 +176,7 @@ def test_every_bit(
             if i in load.get("cancelled", {}):
                 assert trace is None
             else:
-                check(trace, want, options["num_draft_tokens"])
+                check(trace, want, options["num_speculative_tokens"])
     assert engine._blocks.available == engine.config.num_blocks
     assert all(getattr(engine.stats, name) for name in seen.split()), engine.stats
 
@@ -187,7 +187,7 @@ def test_the_literal_loop(case: Callable[[str], Case], kind: str, depth: int) ->
     """What each round drafts, rejected drafts included, is that of one sequence alone."""
     one = case(kind)
     some = [1, 3]
-    engine = one.engine(num_draft_tokens=depth, max_num_batched_tokens=13)
+    engine = one.engine(num_speculative_tokens=depth, max_num_batched_tokens=13)
     traces = engine.generate([PROMPTS[i] for i in some], TOKENS)
     for i, trace in zip(some, traces, strict=True):
         want = one.truth.generate(PROMPTS[i], TOKENS, depth)
@@ -197,8 +197,8 @@ def test_the_literal_loop(case: Callable[[str], Case], kind: str, depth: int) ->
         for row, (t, count, accepted) in enumerate(trace.drafts.rounds):
             assert int(want.drafts.accepted[t]) == accepted
             assert_same_bits(trace.drafts.draft_tokens[row, :count], want.drafts.tokens[t, :count])
-            prints = want.drafts.fingerprints[t, :count]
-            assert_same_bits(trace.drafts.fingerprints[row, :count], prints)
+            row_fingerprints = want.drafts.fingerprints[t, :count]
+            assert_same_bits(trace.drafts.fingerprints[row, :count], row_fingerprints)
         first_pass = want.drafts.fingerprints[: drafted[-1] + 1, 0, :-1]
         assert_same_bits(trace.drafts.first_pass[: drafted[-1] + 1, :-1], first_pass)
         assert_same_bits(trace.drafts.prompt_fingerprints, want.drafts.prompt_fingerprints)
@@ -208,7 +208,7 @@ def test_the_literal_loop(case: Callable[[str], Case], kind: str, depth: int) ->
 
 def test_without_capture_there_are_tokens_and_rounds(case: Callable[[str], Case]) -> None:
     one = case("eagle")
-    (trace,) = one.engine(num_draft_tokens=3, capture=False).generate([PROMPTS[2]], TOKENS)
+    (trace,) = one.engine(num_speculative_tokens=3, capture=False).generate([PROMPTS[2]], TOKENS)
     assert trace is not None
     assert trace.drafts is not None
     assert_same_bits(trace.tokens, one.replayed[2].tokens)
@@ -224,7 +224,7 @@ def test_a_trace_ends_with_eos(case: Callable[[str], Case]) -> None:
     want, stream = one.replayed[0], one.replayed[0].tokens.tolist()
     eos = stream[5]
     count = stream.index(eos) + 1
-    engine = one.engine(num_draft_tokens=5)
+    engine = one.engine(num_speculative_tokens=5)
     number = engine.add_request(PROMPTS[0], TOKENS, eos_token_id=eos, ignore_eos=False)
     outputs = []
     while engine.has_unfinished:
@@ -238,7 +238,7 @@ def test_a_trace_ends_with_eos(case: Callable[[str], Case]) -> None:
 
 
 def fake(depth: int = 2, **options: Any) -> Engine:
-    config = EngineConfig(num_draft_tokens=depth, num_blocks=8, **options)
+    config = EngineConfig(num_speculative_tokens=depth, num_blocks=8, **options)
     model = FakeModel(positions=100)
     runner = FakeRunner(model, config)
     runner.prompts = dict.fromkeys(range(99), PROMPT)
@@ -292,8 +292,10 @@ def test_a_request_that_the_whole_cache_could_not_hold() -> None:
 
 
 def test_drafts_need_a_head() -> None:
-    with pytest.raises(ValueError, match="num_draft_tokens 2: expected a draft head, found none"):
-        Engine(FakeModel(), None, EngineConfig(num_draft_tokens=2))  # type: ignore[arg-type]
+    with pytest.raises(
+        ValueError, match="num_speculative_tokens: expected 0 without a draft head, found 2"
+    ):
+        Engine(FakeModel(), None, EngineConfig(num_speculative_tokens=2))  # type: ignore[arg-type]
 
 
 def test_tokens_come_as_they_are_made() -> None:
@@ -458,7 +460,7 @@ def test_a_head_of_another_model_is_refused(case: Callable[[str], Case]) -> None
     one = case("eagle")
     other = copy(one.model)
     for depth in (0, 2):
-        config = EngineConfig(num_draft_tokens=depth, num_blocks=8)
+        config = EngineConfig(num_speculative_tokens=depth, num_blocks=8)
         with pytest.raises(ValueError, match="head: expected one loaded for this model"):
             Engine(other, one.head, config)
         Engine(one.model, one.head, config)

@@ -108,7 +108,7 @@ class Load:
 def draw_config(rng: random.Random) -> EngineConfig:
     depth = rng.randint(0, 5)
     return EngineConfig(
-        num_draft_tokens=depth,
+        num_speculative_tokens=depth,
         max_num_seqs=rng.choice([1, 2, 3, 8]),
         max_num_batched_tokens=depth + 1 + rng.choice([0, 1, 3, 12, 20, 40, 400]),
         num_blocks=rng.choice([1, 2, 4, 5, 6, 8, 12, 40]),
@@ -161,10 +161,14 @@ def test_random_loads(group: int) -> None:
                     seen["cancelled"] += 1
                 else:
                     # The last step may have given depth + 1 tokens at once.
-                    most = load.cancelled.get(i, 10**9) + config.num_draft_tokens
+                    most = load.cancelled.get(i, 10**9) + config.num_speculative_tokens
                     assert most >= load.max_tokens[i]
                     check_trace(
-                        model, config.num_draft_tokens, load.prompts[i], load.max_tokens[i], trace
+                        model,
+                        config.num_speculative_tokens,
+                        load.prompts[i],
+                        load.max_tokens[i],
+                        trace,
                     )
             assert not engine.has_unfinished
             assert engine._blocks.available == config.num_blocks
@@ -218,7 +222,7 @@ def test_steps_by_hand(seed: int) -> None:
                 reasons[output.request] = output.finish_reason
     for number, (prompt, count, eos) in asked.items():
         stream = model.stream(prompt, count)
-        canonical = rounds(model.accepted(prompt, stream), config.num_draft_tokens)
+        canonical = rounds(model.accepted(prompt, stream), config.num_speculative_tokens)
         stop = next((i for i, token in enumerate(stream, 1) if token in eos), count)
         stream = stream[:stop]
         if number in cancelled:

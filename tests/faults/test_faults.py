@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from bitassay.golden.runs.reference_ops import reference_backend
+from bitassay.golden.runs.backend import Backend
+from bitassay.golden.runs.reference_ops import reference_ops
 from bitassay.golden.streams.token_stream import TokenStream
 from bitassay.reference.spec.contract import default_contract
 from support.engine_harness import Trial, first_check, job_of, oracle
@@ -21,8 +22,12 @@ from support.wide_suite import NARROW, wide_prompts, write_wide
 
 ARCH, TOKENS = "sm_90", 10
 # All prompts in one step; or two at a time, so that later ones find blocks of earlier ones.
-TOGETHER: dict[str, Any] = {"backend": "reference", "draft_tokens": 3}
-IN_PAIRS: dict[str, Any] = {"backend": "reference", "draft_tokens": 1, "max_num_seqs": 2}
+TOGETHER: dict[str, Any] = {"backend": Backend.REFERENCE, "num_speculative_tokens": 3}
+IN_PAIRS: dict[str, Any] = {
+    "backend": Backend.REFERENCE,
+    "num_speculative_tokens": 1,
+    "max_num_seqs": 2,
+}
 # What finds a fault first: in the first differing stream the first row, and of that the first
 # operation, whose bits differ. The lm_head has run for a draft or a token, whichever comes first.
 FOUND: dict[str, tuple[dict[str, Any], str]] = {
@@ -33,7 +38,7 @@ FOUND: dict[str, tuple[dict[str, Any], str]] = {
     # In the first layer keys and values depend on ids and positions alone: those are right.
     "stale prefix block": (IN_PAIRS, "prompt: layers.0.attention"),
     "prefix ids not compared": (IN_PAIRS, "prompt: embedding"),
-    "block freed too early": (IN_PAIRS | {"prefix_caching": False}, "prompt: embedding"),
+    "block freed too early": (IN_PAIRS | {"enable_prefix_caching": False}, "prompt: embedding"),
     "RMSNorm by rows": (TOGETHER, "prompt: layers.0.input_layernorm"),
     "attention by batch": (IN_PAIRS, "generated row: layers.0.attention"),
     "padded row in a sum": (TOGETHER, "prompt: layers.0.attention"),
@@ -48,7 +53,7 @@ def trial(tmp_path_factory: pytest.TempPathFactory) -> Trial:
     write_wide(folder, sizes=NARROW)
     job = job_of(folder, ARCH, wide_prompts(NARROW["vocab_size"], 8), TOKENS)
     contract = default_contract(ARCH, key_block=32, key_split=64)
-    return Trial.load(job, contract, reference_backend(), "cpu")
+    return Trial.load(job, contract, reference_ops(), "cpu")
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 import torch
 
-from bitassay.engine.models.ops import kernels_backend
+from bitassay.engine.models.ops import kernel_ops
 from bitassay.golden.check import current
-from bitassay.golden.runs.gpu import gpu_arch
+from bitassay.golden.runs.backend import gpu_arch
 from bitassay.golden.storage.store import find_store
 from bitassay.golden.streams.token_stream import TokenStream
 from bitassay.kernels.linear_pointer import INTERPRETED
@@ -35,9 +35,9 @@ pytestmark = [
 WIDE_TOKENS = 24
 PICO_PROMPTS, PICO_TOKENS = 24, 48
 # Four rows for each sequence that decodes: at most 12, where cuBLAS splits K of 4096.
-FEW: dict[str, Any] = {"draft_tokens": 3, "max_num_seqs": 3}
-TOGETHER: dict[str, Any] = {"draft_tokens": 3}
-IN_PAIRS: dict[str, Any] = {"draft_tokens": 1, "max_num_seqs": 2}
+FEW: dict[str, Any] = {"num_speculative_tokens": 3, "max_num_seqs": 3}
+TOGETHER: dict[str, Any] = {"num_speculative_tokens": 3}
+IN_PAIRS: dict[str, Any] = {"num_speculative_tokens": 1, "max_num_seqs": 2}
 ARITHMETIC = (
     "lm_head on cuBLAS",
     "RMSNorm by rows",
@@ -52,7 +52,7 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     "rejected slots kept": (TOGETHER, "embedding"),
     "stale prefix block": (IN_PAIRS, "layers.0.attention"),
     "prefix ids not compared": (IN_PAIRS, "embedding"),
-    "block freed too early": (FEW | {"prefix_caching": False}, "embedding"),
+    "block freed too early": (FEW | {"enable_prefix_caching": False}, "embedding"),
     "RMSNorm by rows": (TOGETHER, "norm"),
     "attention by batch": (FEW, "attention"),
     "padded row in a sum": (TOGETHER, "layers.0.attention"),
@@ -78,7 +78,7 @@ def wide(cuda: torch.device, tmp_path_factory: pytest.TempPathFactory) -> Suite:
     folder = tmp_path_factory.mktemp("wide")
     write_wide(folder)
     job = job_of(folder, gpu_arch(), wide_prompts(SIZES["vocab_size"]), WIDE_TOKENS)
-    trial = Trial.load(job, default_contract(job.arch), kernels_backend(), cuda)
+    trial = Trial.load(job, default_contract(job.arch), kernel_ops(), cuda)
     threads = torch.get_num_threads()
     torch.set_num_threads(min(8, len(os.sched_getaffinity(0))))  # rows are wide: threads do help
     with products_on(cuda):
@@ -91,7 +91,7 @@ def wide(cuda: torch.device, tmp_path_factory: pytest.TempPathFactory) -> Suite:
 def pico(cuda: torch.device) -> Suite:
     found, inputs = current(find_store(), f"eagle-pico/{gpu_arch()}", None)
     job = inputs.first(PICO_PROMPTS, PICO_TOKENS)
-    trial = Trial.load(job, job.contract, kernels_backend(), cuda)
+    trial = Trial.load(job, job.contract, kernel_ops(), cuda)
     return Suite("eagle-pico", trial, found.stream.first(PICO_PROMPTS, PICO_TOKENS))
 
 
@@ -111,7 +111,7 @@ def test_wide_is_sensitive(wide: Suite) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [TOGETHER, IN_PAIRS, FEW, FEW | {"eager": True}], ids=lambda o: ", ".join(o)
+    "options", [TOGETHER, IN_PAIRS, FEW, FEW | {"enforce_eager": True}], ids=lambda o: ", ".join(o)
 )
 def test_without_a_fault_all_is_equal(suite: Suite, options: dict[str, Any]) -> None:
     assert first_check(suite.trial.run(suite.golden, **options)) == ""

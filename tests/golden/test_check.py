@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,52 +12,54 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from bitassay.engine.distributed.parallel import Gathered
+from bitassay.engine.scheduling.stats import Stats
+from bitassay.engine.trace import EngineTrace
 from bitassay.golden import suites
-from bitassay.golden.errors import GoldenError
 from bitassay.golden.provenance import Confirmation
-from bitassay.golden.runs import gpu as device
-from bitassay.golden.runs.check_options import Options, Way
+from bitassay.golden.runs import engine_runner
+from bitassay.golden.runs import gpu as gpu_module
+from bitassay.golden.runs.backend import Backend
+from bitassay.golden.runs.engine_job import EngineJob, EngineRun
 from bitassay.golden.storage.store import Store
 from bitassay.reference import context_lm
+from bitassay.reference.checkpoints.checkpoint import load_checkpoint
 from bitassay.reference.spec.contract import CONTRACT_VERSION
 
 EQUAL = "6 prompts, 42 tokens, 336 logits, 96 fingerprints; 0 different"
 
 
-class FakeEngine(context_lm.ContextLM):
-    """Stands where the engine stands: the reference behind the engine's signature."""
+class FakeGpu:
+    """Stands where ranks on a GPU stand: the reference, in this process."""
 
-    called: SimpleNamespace
-    wrong_step: int | None = None
+    def __init__(self) -> None:
+        self.job: EngineJob | None = None
+        self.wrong_step: int | None = None
 
-    @classmethod
-    def from_pretrained(cls, path, *, contract, device):
-        FakeEngine.called = SimpleNamespace(device=device, arch=contract.arch)
-        return cls(context_lm.load_checkpoint(path), contract)
-
-    def generate(self, prompts, max_tokens, *, batch_size=None, order=None):
-        FakeEngine.called.batch_size, FakeEngine.called.order = batch_size, order
-        single = super().generate
-        traces = [single(prompt, max_tokens) for prompt in prompts]
+    def run_jobs(self, jobs, dp):
+        (self.job,) = jobs
+        checkpoint = load_checkpoint(self.job.job.model)
+        model = context_lm.ContextLM.from_pretrained(checkpoint, contract=self.job.job.contract)
+        traces = [model.generate(prompt, self.job.job.steps) for prompt in self.job.job.prompts]
         if self.wrong_step is not None:
             traces[1].tokens[self.wrong_step] ^= 1
             traces[1].top_bits[self.wrong_step, 0] ^= 1
-        return traces
+        found = [EngineTrace(**vars(trace), drafts=None) for trace in traces]
+        yield EngineRun.of(Gathered(found, [Stats()], 1.0))
 
 
 @pytest.fixture
 def gpu(monkeypatch):
     """A machine that seems to have an H100, and an engine that is never wrong."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100")
-    module = SimpleNamespace(ContextLM=FakeEngine)
-    monkeypatch.setitem(sys.modules, "bitassay.engine.models.context_lm", module)
     machine = Confirmation("NVIDIA H100", "570.1", "3.6.0", "2.11.0", "2025-01-01T00:00:00Z")
     monkeypatch.setattr("bitassay.golden.check.describe_gpu", lambda: machine)
-    monkeypatch.setattr(device, "_interpreting", lambda: False)
-    monkeypatch.setattr(FakeEngine, "wrong_step", None)
-    return FakeEngine
+    fake = FakeGpu()
+    monkeypatch.setattr(engine_runner, "run_jobs", fake.run_jobs)
+    return fake
 
 
 @pytest.mark.parametrize("options", [(), ("--sequential",)])
@@ -91,7 +90,7 @@ def test_a_wrong_bit_in_the_engine_is_status_1_and_told(folder, run, gpu, monkey
     golden = Store(str(folder / "store")).read("tiny/sm_90").stream
     token, bits = int(golden.tokens[1, 4]), int(golden.top_bits[1, 4, 0])
     assert status == 1
-    assert "tiny/sm_90: different (kernels on the GPU): 1 of 6 streams differ" in out
+    assert "tiny/sm_90: different (kernels on the GPU, batches of 64): 1 of 6 streams differ" in out
     assert "  p1, token 4: no operation differs, only tokens, top_bits" in out
     assert "prompt text   'def f(x):'" in out
     assert f"expected      token {token} " in out
@@ -102,12 +101,16 @@ def test_a_wrong_bit_in_the_engine_is_status_1_and_told(folder, run, gpu, monkey
 
 def test_the_gpu_generates_in_the_batches_and_order_asked_for(folder, run, gpu):
     status, out, _ = run(
-        "check", "tiny/sm_90", "--with", "gpu", "--batch-size", "4", "--shuffle", "1"
+        "check", "tiny/sm_90", "--with", "gpu", "--max-num-seqs", "4", "--shuffle", "1"
     )
     assert status == 0
     assert EQUAL in out
-    assert (gpu.called.device, gpu.called.arch, gpu.called.batch_size) == ("cuda", "sm_90", 4)
-    assert sorted(gpu.called.order) == list(range(6)) != gpu.called.order
+    job = gpu.job
+    assert (job.backend, job.job.arch, job.config.max_num_seqs) == (Backend.GPU, "sm_90", 4)
+    assert sorted(job.order) == list(range(6)) != list(job.order)
+    # What the golden was recorded with is what the ranks have to read.
+    identity = Store(str(folder / "store")).read("tiny/sm_90").provenance.identity
+    assert job.job.model_digest == identity.model
 
 
 def test_all_on_a_gpu_means_its_architecture_and_says_what_was_left_out(folder, run, gpu):
@@ -132,29 +135,16 @@ def test_without_a_gpu_nothing_is_checked(folder, run, monkeypatch, names):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     status, out, err = run("check", *names, "--with", "gpu")
     assert (status, out) == (2, "")
-    assert "no GPU: --with gpu needs a CUDA device" in err
-    assert "nothing else was run in its place" in err
+    assert "no GPU: kernels on a GPU need a CUDA device" in err
+    assert "nothing else was run in their place" in err
 
 
-def test_interpreted_kernels_do_not_pass_for_a_gpu(folder, run, gpu, monkeypatch):
-    monkeypatch.setattr(device, "_interpreting", lambda: True)
+@pytest.mark.parametrize(("value", "refused"), [("1", True), ("True", True), ("0", False)])
+def test_interpreted_kernels_do_not_pass_for_a_gpu(folder, run, gpu, monkeypatch, value, refused):
+    monkeypatch.setenv("TRITON_INTERPRET", value)
     status, _, err = run("check", "tiny/sm_90", "--with", "gpu")
-    assert status == 2
-    assert "TRITON_INTERPRET is set" in err
-
-
-@pytest.mark.parametrize(("value", "expected"), [("1", "True"), ("0", "False"), (None, "False")])
-def test_the_interpreter_is_recognised(value, expected):
-    """Also where the variable was unset after triton had been imported with it."""
-    pytest.importorskip("triton")
-    code = (
-        "import os, triton.language; os.environ.pop('TRITON_INTERPRET', None); "
-        "from bitassay.golden.runs import gpu; print(gpu._interpreting())"
-    )
-    environment = {**os.environ, **({"TRITON_INTERPRET": value} if value else {})}
-    command = [sys.executable, "-c", code]
-    answer = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert answer.stdout.strip() == expected, answer.stderr
+    assert status == (2 if refused else 0)
+    assert ("TRITON_INTERPRET is set" in err) == refused
 
 
 def test_a_confirmation_goes_to_the_manifest(folder, run, gpu, monkeypatch):
@@ -172,16 +162,22 @@ def test_what_differs_is_not_confirmed(folder, run, gpu, monkeypatch):
     assert Store(str(folder / "store")).entry("tiny/sm_90").confirmed == ()
 
 
-def test_options_that_do_not_fit_are_refused():
-    with pytest.raises(GoldenError, match="--batch-size, --shuffle and --chunk-size need"):
-        Options(shuffle=1)
-    with pytest.raises(GoldenError, match="--sequential is for --with reference"):
-        Options(Way.GPU, sequential=True)
-    with pytest.raises(GoldenError, match="--jobs is for --with reference"):
-        Options(Way.INTERPRETER, jobs=2)
-    for unfit in ({"way": Way.REFERENCE}, {"prompts": 3}, {"tokens": 3}):
-        with pytest.raises(GoldenError, match="--confirm needs --with gpu, all prompts and all"):
-            Options(**({"way": Way.GPU} | unfit), confirm=True)
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("--shuffle", "1"), "--shuffle: an option of the engine"),
+        (("--with", "gpu", "--sequential"), "--sequential and --jobs are for --with reference"),
+        (("--with", "interpreter", "--jobs", "2"), "--sequential and --jobs are for --with ref"),
+        (("--confirm",), "--confirm needs a GPU, all prompts and all tokens"),
+        (("--confirm", "--with", "gpu", "--prompts", "3"), "--confirm needs a GPU, all prompts"),
+        (("--confirm", "--with", "gpu", "--tokens", "3"), "--confirm needs a GPU, all prompts"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(folder, run, gpu, given, message):
+    status, out, err = run("check", "tiny/sm_90", *given)
+    assert (status, out) == (2, "")
+    assert message in err
+    assert gpu.job is None
 
 
 def test_a_stale_contract_is_refused(folder, run, monkeypatch):
@@ -300,10 +296,10 @@ def test_a_damaged_store_is_refused(folder, run):
 
 def test_the_gpu_is_described_by_its_driver(monkeypatch):
     answer = SimpleNamespace(stdout="570.133.20\n570.133.20\n")
-    monkeypatch.setattr(device.subprocess, "run", lambda *_, **__: answer)
+    monkeypatch.setattr(gpu_module.subprocess, "run", lambda *_, **__: answer)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100")
-    monkeypatch.setattr(device, "version", lambda name: "3.6.0")
-    machine = device.describe_gpu()
+    monkeypatch.setattr(gpu_module, "version", lambda name: "3.6.0")
+    machine = gpu_module.describe_gpu()
     assert (machine.gpu, machine.driver, machine.triton) == ("NVIDIA H100", "570.133.20", "3.6.0")
 
 

@@ -6,8 +6,10 @@ import json
 
 import pytest
 
+from bitassay.engine.scheduling.stats import Stats
 from bitassay.golden.inputs.suite_inputs import load_inputs
-from bitassay.golden.runs import interpreter
+from bitassay.golden.runs import engine_runner
+from bitassay.golden.runs.engine_job import EngineJob, EngineRun
 from bitassay.golden.storage.store import Store
 from bitassay.golden.suites import find_suite, own_suite
 from bitassay.reference.spec.contract import operations
@@ -16,8 +18,8 @@ from support.tiny_llama import write_tiny_llama
 TEXTS = ("import numpy as np", "d", "def f(x):\n    return [i for i in range(x)]  # and so on, 66.")
 STEPS = 4
 KERNELS = {
-    "llama": ("--chunk-size", "16", "--shuffle", "3"),
-    "qwen3": ("--batch-size", "2", "--chunk-size", "10"),
+    "llama": ("--max-num-batched-tokens", "16", "--shuffle", "3"),
+    "qwen3": ("--max-num-seqs", "2", "--max-num-batched-tokens", "10"),
 }
 
 
@@ -59,9 +61,10 @@ def test_the_rotary_tables_are_part_of_the_identity(tmp_path):
 
 
 def test_a_model_without_a_cache_takes_no_chunks(folder, run):
-    status, _, err = run("check", "tiny/sm_90", "--with", "interpreter", "--chunk-size", "4")
+    rows = ("--max-num-batched-tokens", "4")
+    status, _, err = run("check", "tiny/sm_90", "--with", "interpreter", *rows)
     assert status == 2
-    assert "--chunk-size: the model of tiny/sm_90 has no key/value cache" in err
+    assert "max_num_batched_tokens: expected none of these for the model of" in err
 
 
 def test_another_model_type_is_refused_by_name(folder, run):
@@ -74,12 +77,16 @@ def test_another_model_type_is_refused_by_name(folder, run):
 
 def test_what_takes_long_in_the_interpreter_is_announced(folder, run, monkeypatch):
     inputs = load_inputs(*find_suite("tiny/sm_90"))
-    assert interpreter.estimate(inputs.job, inputs.facts) == ""
-    monkeypatch.setattr(interpreter, "_MULTIPLY_ADDS", 200)
-    text = interpreter.estimate(inputs.job, inputs.facts)
-    assert " hours in the interpreter; --prompts N and --tokens T compare a part" in text
-    stream = Store(str(folder / "store")).read("tiny/sm_90").stream
-    monkeypatch.setattr("bitassay.golden.check.run_interpreter", lambda job: stream.first(1))
+    job = EngineJob(inputs.job)
+    assert engine_runner.long_interpreted(job, inputs.facts) == ""
+    monkeypatch.setattr(engine_runner, "MULTIPLY_ADDS", 200)
+    text = engine_runner.long_interpreted(job, inputs.facts)
+    assert " hours in the interpreter; fewer prompts and tokens take less" in text
+    stream = Store(str(folder / "store")).read("tiny/sm_90").stream.first(1)
+    names = "tokens top_ids top_bits margins fingerprints prompt_fingerprints".split()
+    traces = [{name: getattr(stream, name)[0] for name in names}]
+    ran = EngineRun(traces, [Stats()], 1.0)
+    monkeypatch.setattr(engine_runner, "run_jobs", lambda jobs, dp: iter([ran]))
     status, _, err = run("check", "tiny/sm_90", "--with", "interpreter", "--prompts", "1")
     assert status == 0
     assert "tiny/sm_90: about " in err

@@ -55,9 +55,9 @@ def test_no_division_changes_a_bit(pairs, monkeypatch, kind, arch):
     job, facts = inputs.job, inputs.facts
     sequential = oracle.generate(job, facts, silent, sequential=True)
     tokens = sequential.tokens.tolist()
-    monkeypatch.setattr(oracle_tasks, "_REPLAYED_ROWS", 1)
+    monkeypatch.setattr(oracle_tasks, "REPLAYED_ROWS", 1)
     assert compare(sequential, oracle.replay(job, facts, tokens, silent)).equal
-    monkeypatch.setattr(oracle, "_BATCH", 2)
+    monkeypatch.setattr(oracle, "BATCH", 2)
     part = oracle.generate(inputs.first(2, 6), facts, silent)
     assert compare(sequential.first(2, 6), part).equal
     sequential.drafts.require_recorded(sequential.tokens)

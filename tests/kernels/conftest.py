@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from support.compiled_kernels import Found
 
 os.environ.setdefault("TRITON_INTERPRET", "1")  # "0" is a run on a GPU: interpreted tests skip
 
@@ -18,3 +22,22 @@ if "triton" in sys.modules:
             "triton was imported before tests/kernels chose its mode: set TRITON_INTERPRET=1 for "
             "the whole run, or run tests/kernels in a process of its own"
         )
+
+
+@pytest.fixture(scope="module", params=["sm_89", "sm_90"])
+def compiled(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, list[Found]]:
+    """An architecture, and every launch that the test module's COMPILED compiles for it.
+
+    One process without the interpreter compiles what all selected test modules name.
+    """
+    from support.compiled_kernels import compiled_once
+
+    items = [item for item in request.session.items if isinstance(item, pytest.Function)]
+    modules = {getattr(item.module, "COMPILED", "") for item in items} - {""}
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # each has a folder in the session's
+        folder = folder.parent
+    found = compiled_once(request.param, modules, folder)
+    return request.param, found[request.module.COMPILED]

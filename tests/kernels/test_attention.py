@@ -257,8 +257,10 @@ def test_what_does_not_fit_is_refused(gpu_emulation: str) -> None:
         with pytest.raises(error, match=match):
             paged_attention(*given, contract=contract, **options)  # type: ignore[arg-type]
 
-    refused(TypeError, "bfloat16 or float16, found torch.float32", q.float(), k.float(), v.float())
-    refused(TypeError, "found torch.float16, torch.bfloat16", q.half())
+    refused(
+        TypeError, "bfloat16 or float16, found q torch.float32", q.float(), k.float(), v.float()
+    )
+    refused(TypeError, "found q torch.float16, k_cache torch.bfloat16", q.half())
     refused(ValueError, r"k_cache and v_cache .* found \[4, 2, 64\]", q, k[0], v[0])
     refused(ValueError, r"q \[T, Hq, D\]", q[..., :32])
     refused(ValueError, "head size of 64 or 128, found 32", *(x[..., :32] for x in (q, k, v)))

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import pytest
-
 from bitassay.kernels import attention_tiles as tiles
 from bitassay.kernels.attention_split import _TOGETHER
 from bitassay.kernels.attention_tiles import AttentionTile
 from bitassay.reference.spec.arch import get_arch
-from support.compiled_kernels import Found, compiled_by
+from support.compiled_kernels import Found
+
+COMPILED = "compile_attention"  # of tools/compile, what `compiled` holds
 
 KEY_BLOCK = 64
-
-
-@pytest.fixture(scope="module", params=["sm_89", "sm_90"])
-def compiled(request: pytest.FixtureRequest) -> tuple[str, list[Found]]:
-    """Every compiled kernel of an architecture, from one process without the interpreter."""
-    return request.param, compiled_by("compile_attention.py", request.param)
 
 
 def walks(found: list[Found]) -> list[Found]:

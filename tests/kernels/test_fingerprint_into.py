@@ -150,7 +150,7 @@ def test_what_does_not_fit_is_refused() -> None:
         fingerprint_into([x], out.int(), [0], slots)
     with pytest.raises(TypeError, match="found torch.int64 and torch.int32"):
         fingerprint_into([x], out, [0], slots.int())
-    with pytest.raises(TypeError, match=r"rows\[1\]: expected .* found torch.float64"):
+    with pytest.raises(TypeError, match=r"expected .* found rows\[1\] torch.float64"):
         fingerprint_into([x, x.double()], out, [0, 1], slots)
     with pytest.raises(ValueError, match=r"out \[S, O\] and slots \[R\]"):
         fingerprint_into([x], out[0], [0], slots)

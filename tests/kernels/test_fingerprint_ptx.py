@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
-
 from bitassay.reference.spec.arch import get_arch
-from support.compiled_kernels import Found, compiled_by
+from support.compiled_kernels import Found
 
-
-@pytest.fixture(scope="module", params=["sm_89", "sm_90"])
-def compiled(request: pytest.FixtureRequest) -> tuple[str, list[Found]]:
-    """Every launch of an architecture, from one process without the interpreter."""
-    return request.param, compiled_by("compile_fingerprint_into.py", request.param)
+COMPILED = "compile_fingerprint_into"  # of tools/compile, what `compiled` holds
 
 
 def test_integers_alone_and_each_print_written_once(compiled: tuple[str, list[Found]]) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 
@@ -18,6 +15,7 @@ from bitassay.kernels.dispatcher_override import Switch
 from bitassay.reference.linear import linear as reference
 from bitassay.reference.spec.contract import Contract, default_contract
 from bitassay.reference.tensor_core import matmul
+from support.fresh_python import FreshPython
 from support.hard_matrices import matrix
 from support.same_bits import assert_same_bits
 
@@ -276,24 +274,20 @@ def test_describe_says_what_is_covered(switch: Counting) -> None:
 
 
 @pytest.mark.parametrize(("value", "active"), [("1", True), ("0", False), ("", False)])
-def test_the_environment_switches_it_on(value: str, active: bool) -> None:
+def test_the_environment_switches_it_on(
+    fresh_python: FreshPython, value: str, active: bool
+) -> None:
     code = (
         "from bitassay.kernels import invariant\n"
         "print(invariant.describe().active)\n"
         "with invariant.batch_invariant(): print(invariant.describe().active)\n"
         "print(invariant.describe().active)"
     )
-    assert python(code, value).stdout.split() == [str(active), "True", str(active)]
+    done = fresh_python.run(code, BITASSAY_BATCH_INVARIANT=value)
+    assert done.stdout.split() == [str(active), "True", str(active)]
 
 
-def test_another_value_of_the_variable_is_refused() -> None:
-    process = python("import bitassay.kernels.invariant", "yes")
-    assert process.returncode == 1
-    assert "BITASSAY_BATCH_INVARIANT: expected 0 or 1, found 'yes'" in process.stderr
-
-
-def python(code: str, value: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "BITASSAY_BATCH_INVARIANT": value}
-    return subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
-    )
+def test_another_value_of_the_variable_is_refused(fresh_python: FreshPython) -> None:
+    done = fresh_python.run("import bitassay.kernels.invariant", BITASSAY_BATCH_INVARIANT="yes")
+    assert done.returncode == 1
+    assert "BITASSAY_BATCH_INVARIANT: expected 0 or 1, found 'yes'" in done.stderr

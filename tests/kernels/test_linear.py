@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -18,6 +15,7 @@ from bitassay.kernels.tiles import Tile
 from bitassay.reference import linear as reference
 from bitassay.reference.floats import canonical_nan
 from bitassay.reference.spec.contract import default_contract
+from support.fresh_python import FreshPython
 from support.hard_matrices import KINDS, matrix
 from support.matmul_cases import mixed
 from support.same_bits import assert_same_bits
@@ -178,7 +176,7 @@ def test_what_does_not_fit_is_refused(gpu_emulation: str) -> None:
     x, weight = torch.ones(3, 8).bfloat16(), torch.ones(4, 8).bfloat16()
     with pytest.raises(ValueError, match=r"found \[3, 8\] and \[8, 4\]"):
         linear(x, weight.t(), contract=contract)
-    with pytest.raises(TypeError, match=r"x torch.float16 and weight torch.bfloat16"):
+    with pytest.raises(TypeError, match="x torch.float16, weight torch.bfloat16"):
         linear(x.half(), weight, contract=contract)
     with pytest.raises(TypeError, match="float64"):
         linear(x.double(), weight.double(), contract=contract)
@@ -204,13 +202,11 @@ def test_another_architecture_than_the_emulated_is_refused(gpu_emulation: str) -
 
 def test_tritons_own_interpreter_is_refused() -> None:
     x = torch.ones(1, 16).bfloat16()
-    with pytest.raises(
-        RuntimeError, match="computes as NumPy: import bitassay.emulator with"
-    ):
+    with pytest.raises(RuntimeError, match="computes as NumPy: import bitassay.emulator with"):
         linear(x, x, contract=default_contract("sm_90"))
 
 
-def test_compiled_kernels_refuse_the_cpu() -> None:
+def test_compiled_kernels_refuse_the_cpu(fresh_python: FreshPython) -> None:
     code = (
         "import torch\n"
         "from bitassay.kernels.linear import linear\n"
@@ -218,10 +214,6 @@ def test_compiled_kernels_refuse_the_cpu() -> None:
         "x = torch.ones(1, 16).bfloat16()\n"
         "linear(x, x, contract=default_contract('sm_90'))"
     )
-    without = ("TRITON_INTERPRET", "BITASSAY_ARCH")
-    environment = {name: value for name, value in os.environ.items() if name not in without}
-    process = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
-    )
-    assert process.returncode == 1
-    assert "RuntimeError: kernels run on CUDA tensors, found cpu: move them" in process.stderr
+    done = fresh_python.run(code, TRITON_INTERPRET=None, BITASSAY_ARCH=None)
+    assert done.returncode == 1
+    assert "RuntimeError: kernels run on CUDA tensors, found cpu: move them" in done.stderr

@@ -6,18 +6,12 @@ contracted any, the second count would be smaller.
 
 from __future__ import annotations
 
-import pytest
-
 from bitassay.reference.spec.arch import get_arch
-from support.compiled_kernels import Found, compiled_by
+from support.compiled_kernels import Found
+
+COMPILED = "compile_every_row"  # of tools/compile, what `compiled` holds
 
 KERNELS = {"_silu_and_mul", "_rms_norm", "_rotary", "_write", "_log_softmax"}
-
-
-@pytest.fixture(scope="module", params=["sm_89", "sm_90"])
-def compiled(request: pytest.FixtureRequest) -> tuple[str, list[Found]]:
-    """Every launch of an architecture, from one process without the interpreter."""
-    return request.param, compiled_by("compile_every_row.py", request.param)
 
 
 def of(compiled: tuple[str, list[Found]], kernel: str) -> list[Found]:
@@ -41,14 +35,14 @@ def test_shared_memory_and_registers_suffice(compiled: tuple[str, list[Found]]) 
     limit = get_arch(compiled[0]).shared_memory
     for one in compiled[1]:
         assert one["shared"] <= limit, one
-        assert one.get("spilled", 0) == 0, one
+        assert one["spilled"] == 0, one
 
 
 def test_no_approximate_instruction(compiled: tuple[str, list[Found]]) -> None:
     for one in compiled[1]:
         assert one["approximate"] == one["ftz"] == one["narrow_other"] == 0, one
         # Exact divisions and roots start from the hardware's table; nothing else may look there.
-        if one["disassembled"] and not one["div"] and not one["sqrt"]:
+        if not one["div"] and not one["sqrt"]:
             assert one["MUFU"] == 0, one
 
 
@@ -69,11 +63,18 @@ def test_nothing_was_contracted(compiled: tuple[str, list[Found]]) -> None:
             total += each * one[kind] + shared * bool(one[kind])
         return total
 
-    disassembled = [one for one in compiled[1] if one["disassembled"]]
-    assert {one["kernel"] for one in disassembled} == KERNELS | {"_only"}
-    for one in disassembled:
+    for one in compiled[1]:
+        again, after = 0, {"fma": 0, "mul": 0, "add": 0}
+        if one["kernel"] == "_log_softmax":
+            # A short loop over sums may stand there several times: all that is in it, not after it.
+            after = {"fma": 11, "mul": 1, "add": 1}
+            copies, rest = divmod(one["FMUL"] - after["mul"], one["mul"] - after["mul"])
+            assert (rest, copies > 0) == (0, True), one
+            assert copies == 1 or one["WIDTH"] == 16, one
+            again = copies - 1
         for machine, ptx in (("FFMA", "fma"), ("FMUL", "mul"), ("FADD", "add")):
-            assert one[machine] == one[ptx] + exact(one, machine), (machine, one)
+            want = one[ptx] + again * (one[ptx] - after[ptx]) + exact(one, machine)
+            assert one[machine] == want, (machine, one)
 
 
 def test_as_many_operations_as_the_contract_has(compiled: tuple[str, list[Found]]) -> None:

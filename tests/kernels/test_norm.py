@@ -137,9 +137,7 @@ def test_what_does_not_fit_is_refused(gpu_emulation: str) -> None:
 
 def test_tritons_own_interpreter_is_refused() -> None:
     x = torch.ones(1, 16).bfloat16()
-    with pytest.raises(
-        RuntimeError, match="computes as NumPy: import bitassay.emulator with"
-    ):
+    with pytest.raises(RuntimeError, match="computes as NumPy: import bitassay.emulator with"):
         rms_norm(x, x[0], eps=EPS)
 
 

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 
 from bitassay.kernels import tiles
 from bitassay.kernels.tiles import Tile
 from bitassay.reference.spec.arch import get_arch
-from support.compiled_kernels import Found, compiled_by
+from support.compiled_kernels import Found
 
-
-@pytest.fixture(scope="module", params=["sm_89", "sm_90"])
-def compiled(request: pytest.FixtureRequest) -> tuple[str, list[Found]]:
-    """Every compiled kernel of an architecture, from one process without the interpreter."""
-    return request.param, compiled_by("compile_every_tile.py", request.param)
+COMPILED = "compile_every_tile"  # of tools/compile, what `compiled` holds
 
 
 def linears(found: list[Found]) -> list[Found]:

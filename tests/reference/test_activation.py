@@ -48,7 +48,7 @@ def test_rows_are_independent() -> None:
 
 
 def test_what_is_refused() -> None:
-    with pytest.raises(TypeError, match="found torch.float32"):
+    with pytest.raises(TypeError, match="bfloat16 or float16, found gate_up torch.float32"):
         silu_and_mul(torch.ones(2, 4))
     for shape in ((2, 3), (4,), (1, 2, 4)):
         with pytest.raises(ValueError, match=r"expected \[T, 2 \* F\], found"):

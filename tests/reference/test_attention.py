@@ -406,7 +406,7 @@ def test_what_is_refused() -> None:
     q, k, v = draw(5, heads=(4, 2), seed=41)
     cases = [
         (TypeError, "torch.float32", (q.float(), k.float(), v.float())),
-        (TypeError, "torch.bfloat16, torch.float16", (q, k.half(), v)),
+        (TypeError, "q torch.bfloat16, k torch.float16", (q, k.half(), v)),
         (ValueError, "head size of 64 or 128, found 32", (x[..., :32] for x in (q, k, v))),
         (ValueError, "multiple of key/value heads, found 3 and 2", (q[:, :3], k, v)),
         (ValueError, "found 4 and 0", (q, k[:, :0], v[:, :0])),

@@ -19,6 +19,7 @@ from bitassay.reference.checkpoints.checkpoint import (
 from bitassay.reference.context_lm import ContextLM
 from bitassay.reference.sample import greedy
 from bitassay.reference.spec.contract import default_contract, operations
+from bitassay.reference.spec.errors import SequenceError
 from bitassay.reference.trace import Trace
 from support.paths import GOLDEN
 
@@ -253,13 +254,23 @@ def test_errors_name_the_sequence(tmp_path: Path) -> None:
         model.generate([1], 0)
 
 
+def test_tokens_of_each_step_are_told(tmp_path: Path) -> None:
+    model, seen = tiny(tmp_path), []
+    traces = model.generate_many([[1], [2, 3], [4]], 5, on_tokens=seen.append)
+    assert seen == [list(step) for step in zip(*(t.tokens.tolist() for t in traces), strict=True)]
+
+
 def test_nan_logits_name_prompt_step_and_id(tmp_path: Path) -> None:
     read = load_checkpoint(write_tiny(tmp_path, tiny_tensors(3, exact=False)))
     # Rows whose newest token is 6 meet a NaN; a directory with one would not even load.
     read.tensors["embed_tokens.0.weight"][6, 1] = torch.nan
     model = ContextLM.from_pretrained(read, contract=default_contract("sm_89"))
-    with pytest.raises(ValueError, match=r"prompt 1, step 2: .* NaN, first at id 0"):
+    with pytest.raises(SequenceError, match=r"^prompt 1, step 2: .* NaN, first at id 0"):
         model.replay_many([[1], [2, 3]], [[1, 2, 3], [4, 6, 1]])
+    seen: list[list[int]] = []
+    with pytest.raises(SequenceError, match=r"^prompt 1, step 0: "):
+        model.generate_many([[1], [6]], 3, on_tokens=seen.append)
+    assert seen == []  # a step that went wrong chose nothing
 
 
 def without(name: str) -> Callable[[dict[str, Tensor]], object]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bitassay.reference.decoding import check_ids, choose
+from bitassay.reference.decoding import check_ids, check_sequence, choose
+from bitassay.reference.spec.errors import SequenceError
 from support.hard_matrices import matrix
 from support.naive import tensor_core as twin
 from support.same_bits import patterns
@@ -26,19 +27,26 @@ def test_ids_become_int64() -> None:
 @pytest.mark.parametrize(
     ("sequence", "message"),
     [
-        ([], r"thing 1: expected at least one token id, found shape \[0\]"),
-        ([[1]], r"thing 1: expected at least one token id, found shape \[1, 1\]"),
-        (5, r"thing 1: expected at least one token id, found shape \[\]"),
-        ([1.5], "thing 1: expected integer ids, found torch.float32"),
-        ([True], "thing 1: expected integer ids, found torch.bool"),
-        ([1j], "thing 1: expected integer ids, found torch.complex64"),
-        ([0, 8], r"thing 1, position 1: .* 0 … 7 \(vocabulary of 8\), found 8: encode"),
-        ([0, 1, -1], "thing 1, position 2: .* found -1"),
+        ([], r"prompt 1: expected at least one token id, found shape \[0\]"),
+        ([[1]], r"prompt 1: expected at least one token id, found shape \[1, 1\]"),
+        (5, r"prompt 1: expected at least one token id, found shape \[\]"),
+        ([1.5], "prompt 1: expected integer ids, found torch.float32"),
+        ([True], "prompt 1: expected integer ids, found torch.bool"),
+        ([1j], "prompt 1: expected integer ids, found torch.complex64"),
+        ([0, 8], r"prompt 1, position 1: .* 0 … 7 \(vocabulary of 8\), found 8: encode"),
+        ([0, 1, -1], "prompt 1, position 2: .* found -1"),
     ],
 )
 def test_ids_that_are_refused(sequence: object, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        check_ids([[0], sequence], 8, "thing")
+    with pytest.raises(SequenceError, match=f"^{message}") as of_prompt:
+        check_ids([[0], sequence], 8)
+    with pytest.raises(SequenceError, match=f"^things of {message}"):
+        check_ids([[0], sequence], 8, "things")
+    with pytest.raises(SequenceError) as alone:
+        check_sequence(sequence, 8)
+    assert (of_prompt.value.prompt, alone.value.prompt) == (1, None)
+    assert of_prompt.value.position == alone.value.position
+    assert of_prompt.value.problem == alone.value.problem
 
 
 @pytest.mark.parametrize("dtype", list(FORMATS))
@@ -62,5 +70,6 @@ def test_a_choice_equals_the_twin(dtype: torch.dtype) -> None:
 def test_nan_names_prompt_step_and_id() -> None:
     logits = torch.zeros(3, 9).bfloat16()
     logits[1, 7] = logits[2, 0] = torch.nan
-    with pytest.raises(ValueError, match=r"prompt 4, step 2: .*NaN, first at id 7"):
+    with pytest.raises(SequenceError, match=r"^prompt 4, step 2: .*NaN, first at id 7") as found:
         choose(logits, [(4, 1), (4, 2), (5, 0)])
+    assert (found.value.prompt, found.value.step) == (4, 2)

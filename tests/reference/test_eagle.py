@@ -245,19 +245,11 @@ def test_progress_counts_rows_of_both_and_goes_on_within_a_pass(
     assert eagle.replay_many([], []) == []
 
 
-def test_logits_are_asked_for_once_a_step(tmp_path: Path) -> None:
-    """A recorder notes tokens as they are chosen, through the object it generates with."""
+def test_tokens_of_each_step_are_told(tmp_path: Path) -> None:
+    """A recorder notes tokens as they are chosen."""
     eagle = load(tmp_path)
     chosen: list[list[int]] = []
-    logits = eagle.logits
-
-    def watched(hidden: torch.Tensor) -> torch.Tensor:
-        found = logits(hidden)
-        chosen.append(found.argmax(1).tolist())
-        return found
-
-    vars(eagle)["logits"] = watched
-    traces = eagle.generate_many([[1, 2], [9]], 5)
+    traces = eagle.generate_many([[1, 2], [9]], 5, on_tokens=chosen.append)
     assert chosen == [list(step) for step in zip(*(t.tokens.tolist() for t in traces), strict=True)]
 
 

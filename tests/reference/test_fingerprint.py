@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from math import prod
+
 import pytest
 import torch
 
@@ -32,6 +35,28 @@ def test_rows_and_their_fold(kind: str, dtype: torch.dtype) -> None:
         assert patterns(fingerprint_rows(x.t().contiguous().t())) == want
         assert patterns(fingerprint_rows(x[-1:])) == want[-1:]
         assert patterns(fold(got)[None]) == [twin.fold(want)]
+
+
+@every_dtype
+@pytest.mark.parametrize("shape", [(5, 4, 8), (3, 6, 6), (2, 2, 3, 4), (0, 4, 8), (3, 0, 2)])
+def test_a_row_of_several_dimensions_is_flattened(
+    dtype: torch.dtype, shape: tuple[int, ...]
+) -> None:
+    """Square rows as well, whose columns could be taken for the rows' elements."""
+    x = matrix("patterns", shape[0], prod(shape[1:]), dtype, 6)
+    want = [twin.fingerprint(patterns(row), FORMATS[dtype]) for row in x]
+    got = fingerprint_rows(x.view(shape))
+    assert got.shape == shape[:1]
+    assert patterns(got) == want
+    if shape[0] and len(shape) == 3:  # heads that lie apart
+        apart = x.view(shape).transpose(0, 1).contiguous().transpose(0, 1)
+        assert patterns(fingerprint_rows(apart)) == want
+
+
+@pytest.mark.parametrize("shape", [(), (3,)])
+def test_what_has_no_rows_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"found {list(shape)}")):
+        fingerprint_rows(torch.zeros(shape))
 
 
 @every_dtype

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bitassay.reference.floats import (
-    CANONICAL_NAN,
     bits,
     canonical_nan,
     exponent,
@@ -20,6 +19,7 @@ from bitassay.reference.floats import (
     power_of_two,
     round_to,
 )
+from bitassay.reference.spec.dtypes import DTYPES
 from support.hard_matrices import KINDS, matrix, specials
 from support.naive import tensor_core as twin
 from support.same_bits import assert_same_bits, from_patterns, patterns
@@ -99,7 +99,7 @@ def test_canonical_nan(dtype: torch.dtype) -> None:
     fmt = FORMATS[dtype]
     want = [fmt.nan if twin.decode(v, fmt).kind == "nan" else v for v in values]
     assert_same_bits(canonical_nan(from_patterns(values, dtype)), from_patterns(want, dtype))
-    assert CANONICAL_NAN[dtype] == fmt.nan
+    assert DTYPES[dtype].canonical_nan == fmt.nan
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float8_e5m2, torch.int32])

@@ -15,6 +15,7 @@ from bitassay.reference.checkpoints.checkpoint import load_checkpoint
 from bitassay.reference.generation import KVCache, batches
 from bitassay.reference.model import CausalLM, load_model
 from bitassay.reference.spec.contract import default_contract
+from bitassay.reference.spec.errors import SequenceError
 from bitassay.reference.trace import Trace
 from support.tiny_llama import write_tiny_llama
 
@@ -224,6 +225,15 @@ def test_progress_counts_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert model.replay_many([], []) == []
 
 
+def test_tokens_of_each_step_are_told(tmp_path: Path) -> None:
+    model = load(tmp_path)
+    prompts, seen = some_prompts(model.vocab_size, [3, 5]), []
+    traces = model.generate_many(prompts, 4, on_tokens=seen.append)
+    assert seen == [list(step) for step in zip(*(t.tokens.tolist() for t in traces), strict=True)]
+    assert model.generate_many([], 3, on_tokens=seen.append) == []
+    assert len(seen) == 4
+
+
 def test_batches_hold_whole_sequences_in_order() -> None:
     assert batches([]) == []
     assert batches([5]) == [[0]]
@@ -235,18 +245,18 @@ def test_batches_hold_whole_sequences_in_order() -> None:
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [
-        ([], "prompt 0: expected at least one token id"),
-        ([1, 48], r"prompt 0, position 1: .* 0 … 47 \(vocabulary of 48\), found 48"),
-        ([-1], "prompt 0, position 0: .* found -1"),
-        ([1.0], "prompt 0: expected integer ids"),
+        ([], "expected at least one token id"),
+        ([1, 48], r"position 1: .* 0 … 47 \(vocabulary of 48\), found 48"),
+        ([-1], "position 0: .* found -1"),
+        ([1.0], "expected integer ids"),
     ],
 )
 def test_prompts_that_are_refused(tmp_path: Path, prompt: list[int], message: str) -> None:
     model = load(tmp_path)
     for run in (lambda: model.generate(prompt, 2), lambda: model.replay(prompt, [1, 2])):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(SequenceError, match=f"^prompt 0(: |, ){message}"):
             run()
-    with pytest.raises(ValueError, match=message.replace("prompt 0", "sequence 0")):
+    with pytest.raises(SequenceError, match=f"^{message}"):
         model.hidden(prompt)
 
 
@@ -265,7 +275,7 @@ def test_sequences_longer_than_the_model_s_positions(tmp_path: Path) -> None:
     model = load_model(path, contract=default_contract("sm_90"))
     assert len(model.generate([1] * 8, 3).tokens) == 3  # the last token is not fed
     message = r"prompt 1: expected at most 10 positions .* found 11 .* shorten"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(SequenceError, match=message):
         model.generate_many([[1], [1] * 9], 3)
     with pytest.raises(ValueError, match=message):
         model.replay_many([[1], [1] * 9], [[1], [1, 2, 3]])
@@ -281,8 +291,10 @@ def test_nan_logits_name_prompt_and_step(tmp_path: Path) -> None:
     read.tensors["model.embed_tokens.weight"][6, 1] = torch.nan
     model = load_model(read, contract=default_contract("sm_89"))
     message = "prompt {}, step {}: expected numbers.* NaN, first at id 0"
-    with pytest.raises(ValueError, match=message.format(1, 0)):
-        model.generate_many([[1], [2, 6]], 2)
+    seen: list[list[int]] = []
+    with pytest.raises(SequenceError, match=message.format(1, 0)):
+        model.generate_many([[1], [2, 6]], 2, on_tokens=seen.append)
+    assert seen == []  # a step that went wrong chose nothing
     # Whoever feeds several rows at once may name an earlier step than `generate` would: masked
     # keys weigh 0, and 0 * NaN is NaN for the rows of the same block. It is an error either way.
     with pytest.raises(ValueError, match=message.format(1, "[01]")):

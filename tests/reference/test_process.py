@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 
 import pytest
@@ -14,12 +12,7 @@ from bitassay.reference.embedding import embedding
 from bitassay.reference.linear import linear, lm_head
 from bitassay.reference.spec.contract import default_contract
 from bitassay.reference.tensor_core import matmul
-
-
-def python(program: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", program]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ)
-
+from support.fresh_python import FreshPython
 
 PEAK = """
 import resource, torch
@@ -50,17 +43,19 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
         pytest.param(1, 270000, 32, "float('inf')", id="exact-one-row"),
     ],
 )
-def test_memory_beyond_the_inputs(m: int, n: int, k: int, awkward: str, arch: str) -> None:
-    done = python(PEAK.format(m=m, n=n, k=k, awkward=awkward, arch=arch))
+def test_memory_beyond_the_inputs(
+    fresh_python: FreshPython, m: int, n: int, k: int, awkward: str, arch: str
+) -> None:
+    done = fresh_python.run(PEAK.format(m=m, n=n, k=k, awkward=awkward, arch=arch))
     assert done.returncode == 0, done.stderr
     mebibytes = int(done.stdout) / 1024
     assert mebibytes < 512, f"{mebibytes:.0f} MiB beyond the inputs"
 
 
 @pytest.mark.parametrize("module", ["floats", "tensor_core"])
-def test_flushing_denormals_is_refused_at_import(module: str) -> None:
+def test_flushing_denormals_is_refused_at_import(fresh_python: FreshPython, module: str) -> None:
     flush = "import torch; print(torch.set_flush_denormal(True), flush=True)"
-    done = python(f"{flush}; import bitassay.reference.{module}")
+    done = fresh_python.run(f"{flush}; import bitassay.reference.{module}")
     if done.stdout.strip() == "False":
         pytest.skip("this processor cannot flush denormals")
     assert done.returncode != 0

@@ -1,29 +1,18 @@
-"""Compiles attention for an architecture without a GPU; prints what the code holds as JSON lines.
-
-Run by test_attention_ptx.py, without Triton's interpreter: `compile_attention.py sm_90`.
-"""
+"""Every tile of attention and its folds: what PTX and machine code hold."""
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
-import sys
-import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-import triton
-from compile_every_tile import PATTERNS
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from launch_code import ARITHMETIC, Launch, compiled, counts, disassembled, source
 
 from bitassay.kernels import attention_tiles as tiles
 from bitassay.kernels.attention_split import _attention_fold, _attention_split
 from bitassay.kernels.attention_tiles import AttentionTile
 from bitassay.kernels.attention_whole import _attention_whole
-from bitassay.reference.spec.arch import get_arch
 from bitassay.reference.spec.polynomials import SOFTMAX_SCALE
 
 MORE = {
@@ -32,49 +21,20 @@ MORE = {
     "maximum": r"\bmax\.f32",
     "other_maximum": r"\bmax\.NaN|\bmax\.ftz",
 }
-_NVDISASM = Path(triton.__file__).parent / "backends/nvidia/bin/nvdisasm"
 _FLOATS = {"m_ptr", "den_ptr", "acc_ptr"}
 _VALUES = {"q_ptr", "k_ptr", "v_ptr", "out_ptr"}
 
 
 def compile_kernel(
     kernel: Any, dtype: str, constants: dict[str, Any], arch: str, warps: int, stages: int
-) -> dict[str, Any]:
+) -> Launch:
     """Compile as a launch does: pointers and strides between rows are multiples of 16."""
-    names = kernel.arg_names
-    signature = {}
-    for name in names:
-        pointer = "*fp32" if name in _FLOATS else f"*{dtype}" if name in _VALUES else "*i32"
-        kind = pointer if name.endswith("_ptr") else "i32"
-        signature[name] = "constexpr" if name in constants else kind
-    strides = [n for n in names if n.startswith("stride_") and n != "stride_table"]
-    aligned = [n for n in names if n in strides or signature[n].startswith("*")]
-    source = ASTSource(
-        fn=kernel,
-        signature=signature,
-        constexprs={(names.index(name),): value for name, value in constants.items()},
-        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
-    )
-    major, minor = get_arch(arch).compute_capability
-    compiled = triton.compile(
-        source,
-        target=GPUTarget("cuda", 10 * major + minor, 32),
-        options={"num_warps": warps, "num_stages": stages, "enable_fp_fusion": False},
-    )
-    ptx = compiled.asm["ptx"]
-    counts = {name: len(re.findall(p, ptx)) for name, p in (PATTERNS | MORE).items()}
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
-        file.flush()
-        code = subprocess.run(
-            [_NVDISASM, "-c", file.name], capture_output=True, text=True, check=True
-        ).stdout
-    return {
-        "kernel": kernel.__name__,
-        "shared": compiled.metadata.shared,
-        "machine_multiplications": len(re.findall(r"\bFMUL\b", code)),
-        **counts,
-    }
+    names = [name for name in kernel.arg_names if name.endswith("_ptr")]
+    types = {n: "*fp32" if n in _FLOATS else f"*{dtype}" if n in _VALUES else "*i32" for n in names}
+    strides = [n for n in kernel.arg_names if n.startswith("stride_") and n != "stride_table"]
+    options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": False}
+    code = compiled(source(kernel, types, constants, strides), arch, options)
+    return code, {"kernel": kernel.__name__, "shared": code.shared}
 
 
 def compile_tile(
@@ -86,7 +46,7 @@ def compile_tile(
     *,
     one: bool = False,
     each: int = 1,
-) -> dict[str, Any]:
+) -> Launch:
     constants = {
         "SCALE": SOFTMAX_SCALE[head_dim], "GROUP": group, "PAGE": 16, "D": head_dim,
         "BLOCK_M": tile.block_m, "BLOCK_N": 64, "BLOCKS": 16,
@@ -102,34 +62,37 @@ def compile_tile(
     else:
         constants |= {"ONE": one}
         kernel = _attention_whole
-    return compile_kernel(kernel, dtype, constants, arch, tile.warps, tile.stages) | about
+    code, found = compile_kernel(kernel, dtype, constants, arch, tile.warps, tile.stages)
+    return code, found | about
 
 
-def compile_fold(tile: AttentionTile, arch: str, dtype: str, head_dim: int) -> dict[str, Any]:
+def compile_fold(tile: AttentionTile, arch: str, dtype: str, head_dim: int) -> Launch:
     constants = {
         "GROUP": 4, "D": head_dim, "BLOCK_M": tile.block_m, "KEY_SPLIT": 1024, "EACH": 1,
         "ROWS": tile.fold_rows, "PARTS": tile.block_m // tile.fold_rows,
     }  # fmt: skip
     about = {"tile": asdict(tile), "dtype": dtype, "head_dim": head_dim}
-    return compile_kernel(_attention_fold, dtype, constants, arch, 4, 3) | about
+    code, found = compile_kernel(_attention_fold, dtype, constants, arch, 4, 3)
+    return code, found | about
 
 
-def main(arch: str) -> None:
-    found = []
+def launches(arch: str) -> Iterator[Launch]:
     for tile in tiles.in_use(arch):
         variants: list[dict[str, Any]] = [{"one": True}, {"one": False}]
         if tile.split:
             variants = [{"each": int(not tile.unmasked)}]
-            found.append(compile_fold(tile, arch, "bf16", 128))
+            yield compile_fold(tile, arch, "bf16", 128)
         for dtype, head_dim, group in (("bf16", 128, 4), ("bf16", 64, 7), ("fp16", 128, 8)):
             for which in variants:
-                found.append(compile_tile(tile, arch, dtype, head_dim, group, **which))
+                yield compile_tile(tile, arch, dtype, head_dim, group, **which)
     for tile in tiles.candidates(arch):
         if tile not in tiles.in_use(arch):
-            found.append(compile_tile(tile, arch, "bf16", 128, 4))
-    for one in found:
-        print(json.dumps(one))
+            yield compile_tile(tile, arch, "bf16", 128, 4)
 
 
-if __name__ == "__main__":
-    main(sys.argv[1])
+def found(arch: str) -> Iterator[dict[str, Any]]:
+    codes, abouts = zip(*launches(arch), strict=True)
+    for code, about, machine in zip(codes, abouts, disassembled(codes, arch), strict=True):
+        multiplications = len(re.findall(r"\bFMUL\b", machine))
+        ptx = counts(ARITHMETIC | MORE, code.ptx)
+        yield {**about, **ptx, "machine_multiplications": multiplications}

@@ -1,34 +1,25 @@
-"""Compiles the row-wise kernels for an architecture without a GPU and prints what they hold.
+"""The row-wise kernels: what PTX and machine code hold.
 
-Run by test_llama_ptx.py in a process without Triton's interpreter: `compile_every_row.py sm_90`.
 The wrappers themselves say what to compile: their launches are caught, with every argument, and
-compiled as a launch would specialise them. One JSON line each.
+compiled as a launch would specialise them.
 """
 
 from __future__ import annotations
 
-import json
-import re
-import subprocess
-import sys
-import tempfile
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
+from launch_code import Launch, compiled, counts, disassembled
 from torch import Tensor
-from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from bitassay.kernels import activation, cache, norm, rotary, sample
 from bitassay.kernels.device import compile_without_device
-from bitassay.reference.spec.arch import get_arch
 from bitassay.reference.spec.contract import default_contract
 
-NVDISASM = Path(triton.__file__).with_name("backends") / "nvidia" / "bin" / "nvdisasm"
 TYPES = {
     torch.bfloat16: "*bf16",
     torch.float16: "*fp16",
@@ -104,33 +95,6 @@ def specialised(kernel: Any, args: tuple[Any, ...], options: dict[str, Any]) -> 
     return ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
 
 
-def instructions(cubin: bytes) -> str:
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        command = [str(NVDISASM), "-c", file.name]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-
-def compiled(
-    arch: str, kernel: Any, args: tuple[Any, ...], options: dict[str, Any], *, sass: bool = True
-) -> str:
-    """One JSON line about one launch; the disassembler is slow to start, so not always its word."""
-    major, minor = get_arch(arch).compute_capability
-    built = triton.compile(
-        specialised(kernel, args, options),
-        target=GPUTarget("cuda", 10 * major + minor, 32),
-        options={k: v for k, v in options.items() if k not in kernel.arg_names},
-    )
-    ptx = built.asm["ptx"]
-    found = {key: len(re.findall(pattern, ptx)) for key, pattern in PTX.items()}
-    if sass:
-        machine = instructions(built.asm["cubin"])
-        found |= {key: len(re.findall(pattern, machine)) for key, pattern in SASS.items()}
-    about = {"kernel": kernel.__name__, "shared": built.metadata.shared, "disassembled": sass}
-    return json.dumps({**about, **options, **found})
-
-
 def caught(module: Any, name: str, call: Callable[[], Any]) -> tuple[Any, list[Any]]:
     """A module's kernel, and the launches of it that a call of a wrapper makes."""
     kernel = getattr(module, name)
@@ -144,41 +108,49 @@ def caught(module: Any, name: str, call: Callable[[], Any]) -> tuple[Any, list[A
     return kernel, recorder.launches
 
 
-def main(arch: str) -> None:
-    def show(module: Any, name: str, call: Callable[[], Any], *, sass: bool = True) -> None:
-        kernel, launches = caught(module, name, call)
-        for _, args, options in launches:
-            print(compiled(arch, kernel, args, options, sass=sass))
+def build(arch: str, kernel: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Launch:
+    given = {k: v for k, v in options.items() if k not in kernel.arg_names}
+    code = compiled(specialised(kernel, args, options), arch, given)
+    return code, {"kernel": kernel.__name__, "shared": code.shared, **options}
+
+
+def show(arch: str, module: Any, name: str, call: Callable[[], Any]) -> Iterator[Launch]:
+    """Yield the launches of a module's kernel that a call of a wrapper makes."""
+    kernel, recorded = caught(module, name, call)
+    for _, args, options in recorded:
+        yield build(arch, kernel, args, options)
+
+
+def launches(arch: str) -> Iterator[Launch]:
+    """Yield every launch of the wrappers at widths and counts that choose different ones."""
 
     def empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
         return torch.empty(shape, dtype=dtype)
 
     for divisions, roots in ((1, 0), (2, 0), (0, 1), (0, 2)):
         options = {"DIVISIONS": divisions, "ROOTS": roots, "enable_fp_fusion": False}
-        print(compiled(arch, _only, (empty(8, dtype=torch.float32),), options))
+        yield build(arch, _only, (empty(8, dtype=torch.float32),), options)
 
-    show(activation, "_silu_and_mul", lambda: activation.silu_and_mul(empty(3, 2 * 14336)))
+    yield from show(
+        arch, activation, "_silu_and_mul", lambda: activation.silu_and_mul(empty(3, 2 * 14336))
+    )
     few = empty(4, 192, dtype=torch.float16)
-    show(activation, "_silu_and_mul", lambda: activation.silu_and_mul(few), sass=False)
+    yield from show(arch, activation, "_silu_and_mul", lambda: activation.silu_and_mul(few))
 
     # Every width's launch, and for narrow rows that of many rows too.
-    for width, count, sass in (
-        (1, 3, False), (64, 3, False), (64, 2048, False), (100, 2048, True), (128, 3, False),
-        (128, 2048, True), (512, 3, False), (512, 2048, False), (1000, 3, False), (2048, 3, False),
-        (4096, 3, True), (8192, 3, False), (16384, 3, True),
+    for width, count in (
+        (1, 3), (64, 3), (64, 2048), (100, 2048), (128, 3), (128, 2048), (512, 3), (512, 2048),
+        (1000, 3), (2048, 3), (4096, 3), (8192, 3), (16384, 3),
     ):  # fmt: skip
         x, weight = empty(count, width), empty(width)
-        show(
-            norm,
-            "_rms_norm",
-            lambda x=x, w=weight: norm.add_rms_norm(x, x, w, eps=1e-5),
-            sass=sass,
+        yield from show(
+            arch, norm, "_rms_norm", lambda x=x, w=weight: norm.add_rms_norm(x, x, w, eps=1e-5)
         )
     x, weight = empty(3, 4096), empty(4096)
-    show(norm, "_rms_norm", lambda: norm.rms_norm(x, weight, eps=1e-5), sass=False)
+    yield from show(arch, norm, "_rms_norm", lambda: norm.rms_norm(x, weight, eps=1e-5))
     heads = empty(2, 6 * 128, dtype=torch.float16).view(2, 6, 128)[:, :4]
     of_heads = empty(128, dtype=torch.float16)
-    show(norm, "_rms_norm", lambda: norm.rms_norm(heads, of_heads, eps=1e-6))
+    yield from show(arch, norm, "_rms_norm", lambda: norm.rms_norm(heads, of_heads, eps=1e-6))
 
     for dtype, q_heads, kv_heads, width in (
         (torch.bfloat16, 32, 8, 128),
@@ -188,16 +160,13 @@ def main(arch: str) -> None:
         packed = empty(3, q_heads + 2 * kv_heads, width, dtype=dtype)
         q, k = packed[:, :q_heads], packed[:, q_heads : q_heads + kv_heads]
         position, table = empty(3, dtype=torch.int64), empty(99, width // 2, dtype=torch.float32)
-        show(
-            rotary,
-            "_rotary",
-            lambda a=(q, k, position, table, table): rotary.apply(*a),
-            sass=width != 64,
+        yield from show(
+            arch, rotary, "_rotary", lambda a=(q, k, position, table, table): rotary.apply(*a)
         )
 
     pages = empty(7, cache.BLOCK_SIZE, 8, 128)
     rows, slots = empty(3, 8, 128), empty(3, dtype=torch.int64)
-    show(cache, "_write", lambda: cache.write(rows, rows, pages, pages, slots))
+    yield from show(arch, cache, "_write", lambda: cache.write(rows, rows, pages, pages, slots))
 
     for dtype, sum_width in (
         (torch.bfloat16, 4096),
@@ -207,14 +176,16 @@ def main(arch: str) -> None:
     ):
         contract = default_contract(arch, sum_width=sum_width)
         logits = empty(2, 4100, dtype=dtype)
-        show(
+        yield from show(
+            arch,
             sample,
             "_log_softmax",
             lambda x=logits, c=contract: sample.log_softmax(x, contract=c),
-            sass=dtype == torch.bfloat16,
         )
 
 
-if __name__ == "__main__":
+def found(arch: str) -> Iterator[dict[str, Any]]:
     compile_without_device()  # nothing runs, so tensors may be the CPU's
-    main(sys.argv[1])
+    codes, abouts = zip(*launches(arch), strict=True)
+    for code, about, machine in zip(codes, abouts, disassembled(codes, arch), strict=True):
+        yield {**about, **counts(PTX, code.ptx), **counts(SASS, machine)}

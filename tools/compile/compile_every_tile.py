@@ -1,20 +1,13 @@
-"""Compiles kernels for an architecture without a GPU and prints what the PTX holds, as JSON lines.
-
-Run by test_ptx.py in a process without Triton's interpreter: `compile_every_tile.py sm_90`.
-"""
+"""Every tile of the linear layers and the kernels of integers: what their PTX holds."""
 
 from __future__ import annotations
 
-import json
-import re
-import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
 import torch
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from launch_code import ARITHMETIC, compiled, counts, source
 
 from bitassay.kernels import tiles
 from bitassay.kernels.embedding import _embedding
@@ -22,25 +15,8 @@ from bitassay.kernels.fingerprint import _fingerprint_rows, _fold
 from bitassay.kernels.linear_pointer import _linear_pointer
 from bitassay.kernels.linear_tma import _linear_tma
 from bitassay.kernels.tiles import GROUP, Tile
-from bitassay.reference.spec.arch import get_arch
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-PATTERNS = {
-    "mma_sync": r"mma\.sync\.aligned\.m16n8k16\.row\.col\.f32\.(?:bf16\.bf16|f16\.f16)\.f32",
-    "other_mma_sync": r"mma\.sync\.(?!aligned\.m16n8k16\.row\.col\.f32)",
-    "wgmma": r"wgmma\.mma_async\.sync\.aligned\.m64n\d+k16\.f32\.(?:bf16\.bf16|f16\.f16)",
-    "other_wgmma": r"wgmma\.mma_async\.sync\.aligned\.(?!m64n\d+k16\.f32)",
-    "fma": r"\bfma\.rn\.f32",
-    "mul": r"\bmul(?:\.rn)?\.f32",
-    "add": r"\b(?:add|sub)(?:\.rn)?\.f32",
-    "packed": r"\b(?:fma|mul|add)(?:\.\w+)*\.(?:f32x2|f16x2|bf16x2|f16|bf16|f64)\b",
-    "ftz": r"\.ftz\b",
-    "approximate": r"\.approx\b",
-    "copy_16": r"cp\.async\.c[ag]\.shared\.global.*0x10",
-    "descriptor": r"cp\.async\.bulk\.tensor",
-    "round": r"cvt\.rn\.(?:bf16|f16)(?:x2)?\.f32",
-    "float": r"\.f(?:16|32|64)\b",
-}
 
 
 def compile_kernel(
@@ -51,32 +27,24 @@ def compile_kernel(
     divisible: tuple[str, ...] = (),
     warps: int = 4,
     stages: int = 3,
+    assemble: bool = True,
 ) -> dict[str, Any]:
-    """Compile as a launch does: pointers and the named arguments are multiples of 16."""
-    names = kernel.arg_names
-    signature = {
-        name: "constexpr" if name in constants else types.get(name, "i32") for name in names
-    }
-    aligned = [n for n in names if n in divisible or signature[n].startswith("*")]
-    source = ASTSource(
-        fn=kernel,
-        signature=signature,
-        constexprs={(names.index(name),): value for name, value in constants.items()},
-        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
-    )
-    major, minor = get_arch(arch).compute_capability
-    compiled = triton.compile(
-        source,
-        target=GPUTarget("cuda", 10 * major + minor, 32),
-        options={"num_warps": warps, "num_stages": stages, "enable_fp_fusion": False},
-    )
-    ptx = compiled.asm["ptx"]
-    counts = {name: len(re.findall(pattern, ptx)) for name, pattern in PATTERNS.items()}
-    return {"kernel": kernel.__name__, "shared": compiled.metadata.shared, **counts}
+    options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": False}
+    of = source(kernel, types, constants, divisible)
+    code = compiled(of, arch, options, assemble=assemble)
+    found = counts(ARITHMETIC, code.ptx)
+    return {"kernel": kernel.__name__, "shared": code.shared, **found}
 
 
 def compile_linear(
-    arch: str, dtype: str, tile: Tile, *, bias: bool, whole: bool, out: str | None = None
+    arch: str,
+    dtype: str,
+    tile: Tile,
+    *,
+    bias: bool,
+    whole: bool,
+    out: str | None = None,
+    assemble: bool = True,
 ) -> dict[str, Any]:
     constants = {
         "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k, "GROUP": GROUP,
@@ -110,6 +78,7 @@ def compile_linear(
         divisible,
         warps=tile.warps,
         stages=tile.stages - (out == "fp32"),
+        assemble=assemble,
     )
     about = {"dtype": dtype, "tile": asdict(tile), "bias": bias, "whole": whole}
     return {**found, **about, "out": out or dtype}
@@ -128,19 +97,14 @@ def compile_integers(arch: str) -> list[dict[str, Any]]:
     ]
 
 
-def main(arch: str) -> None:
+def found(arch: str) -> Iterator[dict[str, Any]]:
     for dtype in ("bf16", "fp16", "fp32"):
         in_use = tiles.in_use(arch, DTYPES[dtype])
         for tile in tiles.candidates(arch, DTYPES[dtype]) if dtype == "bf16" else in_use:
-            print(json.dumps(compile_linear(arch, dtype, tile, bias=False, whole=True)))
-            if tile in in_use:
-                print(json.dumps(compile_linear(arch, dtype, tile, bias=True, whole=False)))
-            if tile in in_use and tile.kind == "tma":  # logits in fp32
-                logits = compile_linear(arch, dtype, tile, bias=True, whole=True, out="fp32")
-                print(json.dumps(logits))
-    for found in compile_integers(arch):
-        print(json.dumps(found))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])
+            used = tile in in_use
+            yield compile_linear(arch, dtype, tile, bias=False, whole=True, assemble=used)
+            if used:
+                yield compile_linear(arch, dtype, tile, bias=True, whole=False)
+            if used and tile.kind == "tma":  # logits in fp32
+                yield compile_linear(arch, dtype, tile, bias=True, whole=True, out="fp32")
+    yield from compile_integers(arch)

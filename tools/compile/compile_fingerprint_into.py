@@ -1,22 +1,14 @@
-"""Compiles the fingerprints of a layer without a GPU; prints what the code holds as JSON lines.
-
-Run by test_fingerprint_ptx.py, without Triton's interpreter: `compile_fingerprint_into.py sm_90`.
-"""
+"""The fingerprints of a layer, all at once: what their PTX holds."""
 
 from __future__ import annotations
 
-import json
-import re
-import sys
+from collections.abc import Iterator
 from typing import Any
 
-import triton
-from compile_every_tile import PATTERNS
-from triton.backends.compiler import GPUTarget
+from launch_code import ARITHMETIC, compiled, counts
 from triton.compiler import ASTSource
 
 from bitassay.kernels.fingerprint_into import Shape, _fingerprint_into, shape_for
-from bitassay.reference.spec.arch import get_arch
 
 # Operations of a layer of Llama-3.1-8B, and of one whose rows lie anywhere.
 WIDTHS = (28672, 14336, 6144, 5120, 4096, 4096, 4096, 4096, 4096, 4096, 4096)
@@ -55,27 +47,17 @@ def compile_launch(
         constexprs={(names.index(name),): value for name, value in constants.items()},
         attrs={path: [["tt.divisibility", 16]] for path in aligned},
     )
-    major, minor = get_arch(arch).compute_capability
-    compiled = triton.compile(
-        source,
-        target=GPUTarget("cuda", 10 * major + minor, 32),
-        options={"num_warps": shape.warps, "enable_fp_fusion": False},
-    )
-    ptx = compiled.asm["ptx"]
-    counts = {name: len(re.findall(p, ptx)) for name, p in (PATTERNS | MORE).items()}
+    options = {"num_warps": shape.warps, "enable_fp_fusion": False}
+    code = compiled(source, arch, options)
     about = {"dtype": dtype, "pairs": pairs, "shape": shape._asdict(), "tensors": len(widths)}
-    return {**counts, **about, "shared": compiled.metadata.shared}
+    return {**counts(ARITHMETIC | MORE, code.ptx), **about, "shared": code.shared}
 
 
-def main(arch: str) -> None:
+def found(arch: str) -> Iterator[dict[str, Any]]:
     for dtype in INFINITY:
         for count in (1, 2048):
             shape = shape_for(count, WIDTHS[0] * (2 if dtype == "fp32" else 1) // 2)
-            print(json.dumps(compile_launch(arch, dtype, WIDTHS, True, shape)))
+            yield compile_launch(arch, dtype, WIDTHS, True, shape)
         odd = shape_for(300, ODD[0])
-        print(json.dumps(compile_launch(arch, dtype, ODD, dtype == "fp32", odd)))
-    print(json.dumps(compile_launch(arch, "bf16", WIDTHS + WIDTHS[:5], True, shape_for(1, 14336))))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])
+        yield compile_launch(arch, dtype, ODD, dtype == "fp32", odd)
+    yield compile_launch(arch, "bf16", WIDTHS + WIDTHS[:5], True, shape_for(1, 14336))

@@ -21,11 +21,12 @@ from rich.table import Table
 
 from bitassay.engine.scheduling.stats import Stats
 from bitassay.golden.check import current
-from bitassay.golden.compare.diff import Comparison, Counts
+from bitassay.golden.compare.counts import Counts
+from bitassay.golden.compare.diff import Comparison, compare
+from bitassay.golden.runs.backend import Backend, gpu_arch
 from bitassay.golden.runs.engine_options import SweepOptions
-from bitassay.golden.runs.engine_requests import EngineCheck
-from bitassay.golden.runs.engine_run import Sweep
-from bitassay.golden.runs.gpu import gpu_arch
+from bitassay.golden.runs.engine_runner import Sweep
+from bitassay.golden.runs.runner import Run
 from bitassay.golden.storage.store import find_store
 
 RANKS = (1, 2, 4)
@@ -42,25 +43,25 @@ class Figures:
         self.drafted: dict[int, Stats] = defaultdict(Stats)
         self.bad: list[str] = []
 
-    def add(self, what: str, draft_tokens: int, check: EngineCheck) -> None:
+    def add(self, what: str, drafts: int, run: Run, comparison: Comparison) -> None:
         """Add one configuration's."""
-        comparison: Comparison = check.comparison
+        assert run.stats is not None
         for total, counts in (
             (self.compared, comparison.compared),
             (self.different, comparison.different),
         ):
             total.update(_numbers(counts))
         self.seen["configurations"] += 1
-        self.seen["steps"] += check.stats.steps
-        self.seen["preemptions"] += check.stats.preemptions
-        self.seen["positions from the prefix cache"] += check.stats.prefix_hit_tokens
-        own = self.drafted[draft_tokens]
-        own.rounds += check.stats.rounds
-        own.drafted += check.stats.drafted
-        own.accepted += check.stats.accepted
+        self.seen["steps"] += run.stats.steps
+        self.seen["preemptions"] += run.stats.preemptions
+        self.seen["positions from the prefix cache"] += run.stats.prefix_hit_tokens
+        own = self.drafted[drafts]
+        own.rounds += run.stats.rounds
+        own.drafted += run.stats.drafted
+        own.accepted += run.stats.accepted
         if comparison.differences:
             self.bad.append(f"{what}: {comparison.differences[0]}")
-        self.bad += [f"{what}: came to no {missing}" for missing in check.missing]
+        self.bad += [f"{what}: came to no {missing}" for missing in run.missing]
 
     def tables(self, title: str) -> list[Table]:
         """Return what was compared, and what of drafts was accepted."""
@@ -87,14 +88,17 @@ def sweep(args: argparse.Namespace, dp: int, console: Console) -> bool:
     arch = args.arch or gpu_arch()
     golden, inputs = current(find_store(), f"eagle-pico/{arch}", None)
     expected = golden.stream.first(args.prompts, args.tokens)
-    runs = Sweep(inputs, expected, SweepOptions(dp=dp, backend=args.backend, seed=args.seed))
+    runs = Sweep(
+        inputs, expected, SweepOptions(dp=dp, backend=Backend(args.backend), seed=args.seed)
+    )
     figures, begun = Figures(), time.monotonic()
     for number, options in list(enumerate(runs.options))[args.start - 1 :]:
-        check = runs.check(number)
-        figures.add(options.description, options.drafting(True), check)
-        verdict = "equal, but NOT EXERCISED" if check.missing else "equal"
-        verdict = verdict if check.comparison.equal else "DIFFERENT"
-        console.print(f"{number + 1}/{len(runs.options)} {verdict}: {options.description}")
+        run, what = runs.run(number), options.description(head=True)
+        comparison = compare(run.expected, run.found)
+        figures.add(what, options.drafts(head=True), run, comparison)
+        verdict = "equal, but NOT EXERCISED" if run.missing else "equal"
+        verdict = verdict if comparison.equal else "DIFFERENT"
+        console.print(f"{number + 1}/{len(runs.options)} {verdict}: {what}")
     took = time.monotonic() - begun
     count, tokens = len(expected.prompt_names), expected.steps
     title = f"{arch}, DP = {dp}, {count} prompts of {tokens} tokens, {took:.0f} s"

@@ -27,14 +27,15 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from bitassay.engine.models.batch import Batch, Segment, place, upload
+from bitassay.engine.models.batch import Batch
 from bitassay.engine.models.causal_lm import CausalLM
-from bitassay.engine.models.kv_cache import BlockAllocator, PagedCache
+from bitassay.engine.models.kv_cache import PagedCache
 from bitassay.reference import activation, linear, norm, rotary
 from bitassay.reference.checkpoints.checkpoint import Checkpoint
 from bitassay.reference.spec.contract import Contract, default_contract
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "lib"))
+from support.batches import Segment, make_batch, tables_of
 from support.oracle_pool import OraclePool
 
 BATCHES = (1, 2, 7, 16, 33, 64, 128, 256, 512, 1024, 2048)
@@ -275,13 +276,12 @@ def _now(x: Tensor) -> float:
     return time.perf_counter()
 
 
-def make_batch(model: CausalLM, rows: list[Segment]) -> Batch:
+def random_batch(model: CausalLM, rows: list[Segment]) -> Batch:
     """Return a batch over a cache with random contexts; what they leave free is NaN."""
     config = model.config
     g = torch.Generator(model.device).manual_seed(len(rows))
-    allocator = BlockAllocator(sum(s.end // 16 + 1 for s in rows) + 3)
-    tables = [allocator.grow(s.sequence, s.end) for s in rows]
-    cache = model.new_cache(allocator.blocks)
+    tables = tables_of([s.end for s in rows])
+    cache = model.new_cache(sum(map(len, tables)) + 3)
     for x in (cache.k[0], cache.v[0]):
         x.fill_(torch.nan)
         for segment, table in zip(rows, tables, strict=True):
@@ -290,9 +290,8 @@ def make_batch(model: CausalLM, rows: list[Segment]) -> Batch:
             positions = torch.arange(segment.first, device=model.device)
             drawn = torch.randn(shape, device=model.device, generator=g).to(config.dtype)
             x[blocks[positions // 16], positions % 16] = drawn
-    (placement,) = upload([place(rows, tables)], model.device)
     ids = torch.randperm(config.vocab_size, device=model.device, generator=g)
-    return Batch.of(placement, ids[: sum(s.count for s in rows)], cache)
+    return make_batch(model, rows, ids[: sum(s.count for s in rows)], cache=cache, tables=tables)
 
 
 def compare(model: CausalLM, oracle: Oracle, batch: Batch, case: str, tally: Tally) -> None:
@@ -334,7 +333,7 @@ def sweep(
         rows = segments(m, 40 if args.tiny else 1)
         parts = ", ".join(f"{s.count} after {s.first}" for s in rows)
         start, seconds = time.perf_counter(), oracle.seconds
-        compare(model, oracle, make_batch(model, rows), f"{name} M={m}", tally)
+        compare(model, oracle, random_batch(model, rows), f"{name} M={m}", tally)
         console.print(
             f"{name} M={m}: {time.perf_counter() - start:.1f} s, of which the oracle "
             f"{oracle.seconds - seconds:.1f} s; rows {parts}",

@@ -22,7 +22,7 @@ from bitassay.engine.distributed import configuration_check, rendezvous
 from bitassay.engine.distributed.configuration_check import agree
 from bitassay.engine.distributed.group import Group
 from bitassay.engine.distributed.parallel import Requests, run_parallel, share, total
-from bitassay.engine.distributed.rendezvous import Meeting, Place, RankError, RankTimeout, serve
+from bitassay.engine.distributed.rendezvous import Meeting, RankError, RankInfo, RankTimeout, serve
 from bitassay.engine.scheduling.stats import Stats
 from support.paths import ROOT, SUPPORT
 from support.stub_ranks import StubEngine
@@ -154,10 +154,10 @@ def test_what_went_wrong_on_one_rank_is_told_by_the_others():
         results = [ended(process, 60) for process in processes]
     # The order is reversed: rank 1 has prompt 0.
     assert [status for status, _, _ in results] == [3, 3]
-    assert "ValueError: prompt 0, token 7: expected no 666" in results[1][2]
+    assert "SequenceError: prompt 0, step 7: expected no 666" in results[1][2]
     assert re.search(
         r"RankLost: rank 0 of 2 cannot go on with collective [67] \(after step [56]\): rank 1 "
-        "failed: ValueError: prompt 0, token 7: expected no 666",
+        "failed: SequenceError: prompt 0, step 7: expected no 666",
         results[0][2],
     )
 
@@ -181,8 +181,8 @@ def test_a_rank_that_is_stopped_is_named_before_its_silence_is_long_enough():
     ), err
 
 
-def places(sizes: list[int]) -> list[Place]:
-    return [Place(rank, size, port=9) for rank, size in enumerate(sizes)]
+def places(sizes: list[int]) -> list[RankInfo]:
+    return [RankInfo(rank, size, port=9) for rank, size in enumerate(sizes)]
 
 
 def together(calls: list) -> list[str]:
@@ -204,10 +204,10 @@ def agreed(told: list[dict[str, str] | None]) -> list[str]:
     store, meant = HashStore(), places([len(told)] * len(told))
     return together(
         [
-            lambda place=place, facts=facts: agree(
-                Meeting(place, store, store), 1, facts, 0.5, lambda: None
+            lambda rank_info=rank_info, facts=facts: agree(
+                Meeting(rank_info, store, store), 1, facts, 0.5, lambda: None
             )
-            for place, facts in zip(meant, told, strict=True)
+            for rank_info, facts in zip(meant, told, strict=True)
             if facts is not None
         ]
     )
@@ -239,9 +239,9 @@ def test_a_lost_rank_ends_the_comparison():
     def lost() -> None:
         raise RankTimeout("rank 1 is lost")
 
-    (place, _), store = places([2, 2]), HashStore()
+    (rank_info, _), store = places([2, 2]), HashStore()
     with pytest.raises(RankTimeout, match="rank 1 is lost"):
-        agree(Meeting(place, store, store), 1, {}, 60, lost)
+        agree(Meeting(rank_info, store, store), 1, {}, 60, lost)
     assert configuration_check._ASK < 1
 
 
@@ -249,8 +249,8 @@ def test_ranks_of_another_world_are_told_on_both_sides():
     store, deadline = HashStore(), time.monotonic() + 30
     said = together(
         [
-            lambda place=place: rendezvous._gather(place, store, deadline, 30)
-            for place in places([2, 3])
+            lambda rank_info=rank_info: rendezvous._gather(rank_info, store, deadline, 30)
+            for rank_info in places([2, 3])
         ]
     )
     assert time.monotonic() < deadline - 20  # at once, not at the timeout
@@ -263,7 +263,7 @@ def test_ranks_of_another_world_are_told_on_both_sides():
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_a_timeout_that_is_no_time_is_refused(timeout, world_size):
     with pytest.raises(ValueError, match="timeout: expected more than 0 seconds and at most 86400"):
-        Group.join(Place(0, world_size, port=9), device="cpu", timeout=timeout)
+        Group.join(RankInfo(0, world_size, port=9), device="cpu", timeout=timeout)
 
 
 def test_a_rank_given_twice_is_refused():
@@ -312,22 +312,22 @@ def test_a_store_that_is_not_there_is_told():
 )
 def test_an_unfit_environment_is_refused(variables, message):
     with pytest.raises(ValueError, match=message):
-        Place.from_environment(variables)
+        RankInfo.from_environment(variables)
 
 
 def test_an_environment_says_who_keeps_the_store():
     variables = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "h", "MASTER_PORT": "9"}
-    assert Place.from_environment(variables) == Place(0, 2, 0, "h", 9, keeps_store=True)
+    assert RankInfo.from_environment(variables) == RankInfo(0, 2, 0, "h", 9, keeps_store=True)
     served = variables | {"TORCHELASTIC_USE_AGENT_STORE": "True"}
-    assert not Place.from_environment(served).keeps_store
-    assert not Place.from_environment(variables | {"RANK": "1"}).keeps_store
-    assert Place.from_environment({"RANK": "0", "WORLD_SIZE": "1"}).world_size == 1
+    assert not RankInfo.from_environment(served).keeps_store
+    assert not RankInfo.from_environment(variables | {"RANK": "1"}).keeps_store
+    assert RankInfo.from_environment({"RANK": "0", "WORLD_SIZE": "1"}).world_size == 1
 
 
 def test_more_ranks_than_gpus_are_refused(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     with pytest.raises(ValueError, match=r"rank 1 of 2 needs GPU 1 of its host, which has 1: NCCL"):
-        Group.join(Place(1, 2, 1, port=9), device="cuda")
+        Group.join(RankInfo(1, 2, 1, port=9), device="cuda")
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 8])
@@ -356,7 +356,7 @@ def test_requests_that_do_not_fit_are_refused(fields, message):
 
 
 def test_late_requests_are_waited_for():
-    group = Group.join(Place(0, 1), device="cpu")
+    group = Group.join(RankInfo(0, 1), device="cpu")
     requests = Requests([[1], [2], [3]], 4, arrivals=[0, 30, 10])
     told: list[int] = []
     engine = StubEngine()

@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
+from bitassay.engine.config import EngineConfig
+from bitassay.engine.engine import Engine
 from bitassay.engine.models.causal_lm import CausalLM
-from bitassay.engine.models.run import Run
+from bitassay.engine.step.device_step import DeviceStep
 from bitassay.engine.trace import Trace
 from bitassay.golden.inputs.prompts import encode_prompts, load_prompts
 from bitassay.kernels.linear_pointer import INTERPRETED
@@ -40,6 +42,18 @@ class Suite(NamedTuple):
     truth: Sequence[Any]
 
 
+def generate(
+    model: CausalLM,
+    prompts: list[list[int]],
+    tokens: int,
+    *,
+    order: list[int] | None = None,
+    **config: Any,
+) -> list[Any]:
+    """Serve prompts without drafts; config: fields of EngineConfig."""
+    return Engine(model, config=EngineConfig(**config)).generate(prompts, tokens, order=order)
+
+
 @pytest.fixture(scope="module")
 def suite(cuda: torch.device) -> Suite:
     """The suite under the device's contract.
@@ -53,7 +67,7 @@ def suite(cuda: torch.device) -> Suite:
     model = CausalLM.from_pretrained(checkpoint, contract=contract, device=cuda)
     vocabulary = model.config.vocab_size
     prompts = encode_prompts(load_prompts(PROMPTS)[0], load_tokenizer(PICO), vocabulary)
-    tokens = [trace.tokens.tolist() for trace in model.generate(prompts, TOKENS)]
+    tokens = [trace.tokens.tolist() for trace in generate(model, prompts, TOKENS)]
     truth = load_model(checkpoint, contract=contract).replay_many(prompts, tokens)
     assert [trace.tokens.tolist() for trace in truth] == tokens
     return Suite(model, prompts, truth)
@@ -78,34 +92,34 @@ def forbidden_to_wait() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 7, 32, 64])
-def test_batch_sizes(suite: Suite, batch_size: int) -> None:
-    got = suite.model.generate(suite.prompts, TOKENS, batch_size=batch_size)
-    assert_same_traces(got, suite.truth)
+@pytest.mark.parametrize("graphs", [True, False], ids=["graphs", "eager"])
+@pytest.mark.parametrize("max_num_seqs", [1, 2, 7, 32, 64])
+def test_requests_at_once(suite: Suite, max_num_seqs: int, graphs: bool) -> None:
+    how = {"max_num_seqs": max_num_seqs, "enforce_eager": None if graphs else True}
+    assert_same_traces(generate(suite.model, suite.prompts, TOKENS, **how), suite.truth)
 
 
-@pytest.mark.parametrize("chunk_size", [16, 100, 256])
-def test_chunks_of_prompts_shuffled(suite: Suite, chunk_size: int) -> None:
-    order = Random(chunk_size).sample(range(len(suite.prompts)), len(suite.prompts))
-    got = suite.model.generate(
-        suite.prompts, TOKENS, batch_size=7, order=order, chunk_size=chunk_size
+@pytest.mark.parametrize("rows", [16, 100, 256])
+def test_chunks_of_prompts_shuffled(suite: Suite, rows: int) -> None:
+    order = Random(rows).sample(range(len(suite.prompts)), len(suite.prompts))
+    got = generate(
+        suite.model, suite.prompts, TOKENS, order=order, max_num_seqs=7, max_num_batched_tokens=rows
     )
     assert_same_traces(got, suite.truth)
 
 
-def test_replay(suite: Suite) -> None:
-    tokens = [trace.tokens.tolist() for trace in suite.truth]
-    assert_same_traces(suite.model.replay(suite.prompts, tokens), suite.truth)
+def test_nothing_on_the_device_waits(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host waits for a step's answer alone, and not within the step."""
+    step, steps = DeviceStep.__call__, []
 
-
-def test_no_step_waits_for_the_device(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
-    run, steps = Run._run, []
-
-    def guarded(self: Run, *arguments: Any) -> Any:
+    def guarded(self: DeviceStep, *arguments: Any) -> Any:
         with forbidden_to_wait():
             steps.append(self)
-            return run(self, *arguments)
+            return step(self, *arguments)
 
-    monkeypatch.setattr(Run, "_run", guarded)
-    suite.model.generate(suite.prompts[:3], 4, batch_size=2, chunk_size=16)
+    monkeypatch.setattr(DeviceStep, "__call__", guarded)
+    generate(
+        suite.model, suite.prompts[:3], 4,
+        max_num_seqs=2, max_num_batched_tokens=16, enforce_eager=True,
+    )  # fmt: skip
     assert len(steps) > 4

@@ -82,22 +82,9 @@ def test_neither_batch_nor_order_changes_a_bit(
 
 
 @interpreted
-def test_replay_says_what_the_reference_says(gpu_emulation: str) -> None:
-    contract = default_contract(gpu_emulation)
-    tokens = [[7, 8, 9], [0], [1, 1], [49, 48, 47, 46], [5, 5, 5]]
-    truth = Reference.from_pretrained(checkpoint(), contract=contract)
-    model = engine(contract)
-    assert_same_traces(model.replay(PROMPTS, tokens), truth.replay_many(PROMPTS, tokens))
-    made = model.generate(PROMPTS, 3)
-    again = model.replay(PROMPTS, [trace.tokens.tolist() for trace in made])
-    assert_same_traces(again, made)  # type: ignore[arg-type]
-
-
-@interpreted
 def test_no_prompts_no_traces(gpu_emulation: str) -> None:
     model = engine(default_contract(gpu_emulation))
     assert model.generate([], 3) == []
-    assert model.replay([], []) == []
 
 
 @interpreted
@@ -108,8 +95,6 @@ def test_bad_input_is_refused(gpu_emulation: str) -> None:
     for bad in (-1, V):
         with pytest.raises(ValueError, match=f"prompt 0, position 1: .* 0 … 49 .* found {bad}"):
             model.generate([[1, bad]], 2)
-        with pytest.raises(ValueError, match=f"recorded tokens of prompt 0, position 0: .*{bad}"):
-            model.replay([[1]], [[bad]])
     with pytest.raises(ValueError, match="prompt 0: expected integer ids, found float"):
         model.generate([[1.5]], 2)  # type: ignore[list-item]
     with pytest.raises(ValueError, match="at least 1, found 0 and 1"):
@@ -119,8 +104,6 @@ def test_bad_input_is_refused(gpu_emulation: str) -> None:
     for order in ([0], [0, 0], [0, 2]):
         with pytest.raises(ValueError, match=r"order: expected each of 0 … 1 once"):
             model.generate([[1], [2]], 2, order=order)
-    with pytest.raises(ValueError, match="2 prompts, but 1 recorded"):
-        model.replay([[1], [2]], [[1]])
 
 
 @interpreted
@@ -133,8 +116,6 @@ def test_nan_names_prompt_step_and_id(gpu_emulation: str) -> None:
     assert int(clean[0].tokens[0]) != chosen
     with pytest.raises(ValueError, match="prompt 1, step 1: .* NaN, first at id"):
         model.generate([[1], [2]], 2, order=[1, 0])
-    with pytest.raises(ValueError, match="prompt 1, step 1: .* NaN, first at id"):
-        model.replay([[1], [2]], [trace.tokens.tolist() for trace in clean])
 
 
 @interpreted
@@ -166,5 +147,3 @@ def test_generate_on_a_gpu(cuda: torch.device, batch_size: int | None) -> None:
     model = ContextLM.from_pretrained(checkpoint(), contract=contract, device=cuda)
     want = [truth.generate(prompt, 8) for prompt in PROMPTS]
     assert_same_traces(model.generate(PROMPTS, 8, batch_size=batch_size), want)
-    tokens = [trace.tokens.tolist() for trace in want]
-    assert_same_traces(model.replay(PROMPTS, tokens), want)

@@ -11,15 +11,15 @@ import pytest
 import torch
 
 from bitassay.engine.config import EngineConfig
-from bitassay.engine.models.batch import Batch, Segment, place
 from bitassay.engine.models.causal_lm import CausalLM
 from bitassay.engine.models.eagle import EagleHead
 from bitassay.engine.step.runner import Runner
-from bitassay.golden.runs.reference_ops import reference_backend
+from bitassay.golden.runs.reference_ops import reference_ops
 from bitassay.kernels.linear_pointer import INTERPRETED
 from bitassay.reference.checkpoints.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from bitassay.reference.eagle import Eagle
 from bitassay.reference.spec.contract import default_contract
+from support.batches import Segment, make_batch
 from support.runner_driver import Drive, compare
 from support.same_bits import assert_same_bits
 from support.tiny_eagle import write_tiny_eagle
@@ -53,7 +53,7 @@ def test_a_prompt_and_its_rounds(
     prompt = [7, 3]
     (plain,), full = truth.generate_many([prompt], TOKENS), truth.generate(prompt, TOKENS, 2)
     model = CausalLM.from_pretrained(target, contract=contract, device="cpu")
-    config = EngineConfig(num_draft_tokens=2, max_num_seqs=1, force_graphs=padded)
+    config = EngineConfig(num_speculative_tokens=2, max_num_seqs=1, force_graphs=padded)
     runner = Runner(model, EagleHead.from_pretrained(head, model), config, num_blocks=1)
     right = plain.tokens.tolist()
     drive = Drive(runner, [prompt], TOKENS, chunks=(1, 9), drafts=lambda _, t: [right[t + 1], 5])
@@ -67,12 +67,13 @@ def test_operations_are_observed_in_order(tiny: Tiny, tmp_path: Path, kind: str)
     target = tiny(num_hidden_layers=3)
     path = write_tiny_eagle(tmp_path / "head", target.path, kind=kind)
     model = CausalLM.from_pretrained(
-        target, contract=default_contract("sm_90"), device="cpu", backend=reference_backend()
+        target, contract=default_contract("sm_90"), device="cpu", ops=reference_ops()
     )
     head = EagleHead.from_pretrained(path, model)
     width = len(head.config.hidden_operations) * head.config.hidden_size
     hidden = torch.randn(3, width, generator=torch.Generator().manual_seed(1)).bfloat16()
-    batch = Batch.of(place([Segment(0, 0, 3)], [[0]]), torch.tensor([4, 5, 6]), head.new_cache(1))
+    cache = head.new_cache(1)
+    batch = make_batch(model, [Segment(0, 0, 3)], [4, 5, 6], cache=cache, tables=[[0]])
     seen: dict[str, Any] = {}
     kept: dict[str, Any] = {}
 
@@ -92,7 +93,7 @@ def test_operations_are_observed_in_order(tiny: Tiny, tmp_path: Path, kind: str)
 def test_draft_ids_are_the_targets(tiny: Tiny, tmp_path: Path) -> None:
     target = tiny(num_hidden_layers=3)
     model = CausalLM.from_pretrained(
-        target, contract=default_contract("sm_90"), device="cpu", backend=reference_backend()
+        target, contract=default_contract("sm_90"), device="cpu", ops=reference_ops()
     )
     path = write_tiny_eagle(tmp_path / "head", target.path, kind="eagle3")
     checkpoint = load_checkpoint(path)
@@ -105,7 +106,7 @@ def test_draft_ids_are_the_targets(tiny: Tiny, tmp_path: Path) -> None:
 def test_a_head_of_another_model_is_refused(tiny: Tiny, tmp_path: Path) -> None:
     target = tiny(num_hidden_layers=1)
     model = CausalLM.from_pretrained(
-        target, contract=default_contract("sm_90"), device="cpu", backend=reference_backend()
+        target, contract=default_contract("sm_90"), device="cpu", ops=reference_ops()
     )
     head = load_checkpoint(write_tiny_eagle(tmp_path / "head", target.path))
     other = replace(head, config=dict(head.config) | {"vocab_size": 64})

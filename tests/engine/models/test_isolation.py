@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from bitassay.engine.models.batch import Batch, Segment, place, upload
 from bitassay.engine.models.causal_lm import CausalLM
-from bitassay.engine.models.kv_cache import BlockAllocator, PagedCache, blocks_for
+from bitassay.engine.models.kv_cache import PagedCache
+from bitassay.engine.scheduling.blocks import blocks_for
 from bitassay.kernels.linear_pointer import INTERPRETED
 from bitassay.reference.checkpoints.checkpoint import Checkpoint
 from bitassay.reference.spec.contract import Contract, default_contract
+from support.batches import Segment, make_batch, tables_of
 from support.same_bits import assert_same_bits
 
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="needs TRITON_INTERPRET=1")
@@ -47,19 +48,22 @@ class Case(NamedTuple):
     ) -> dict[str, Tensor]:
         """Return sequence 0's rows of every operation, both steps' one after another."""
         kept: dict[str, list[Tensor]] = {}
-        allocator = BlockAllocator(len(cache.k[0]))
+        lengths = {0: self.long + 2, 1: 3, 2: self.long + 1}
+        present = [0] if alone else [0, 1, 2]
+        tables = dict(zip(present, tables_of([lengths[s] for s in present]), strict=True))
         for step in self.steps:
-            step = [s for s in step if s.sequence == 0 or not alone]
-            made = place(step, [allocator.grow(s.sequence, s.end) for s in step])
+            step = [s for s in step if s.sequence in present]
+            ids = [i for s in step for i in self.ids[s.sequence][s.first : s.end]]
+            batch = make_batch(
+                model, step, ids, cache=cache, tables=[tables[s.sequence] for s in step]
+            )
             index = next(r for r, s in enumerate(step) if s.sequence == 0)
-            mine = slice(*made.query_start[index : index + 2].tolist())
+            mine = slice(*batch.query_start[index : index + 2].tolist())
 
             def keep(name: str, rows: Tensor, mine: slice = mine) -> None:
                 kept.setdefault(name, []).append(rows[mine].clone())
 
-            ids = torch.tensor([i for s in step for i in self.ids[s.sequence][s.first : s.end]])
-            (placement,) = upload([made], model.device)
-            hidden = model.forward(Batch.of(placement, ids.to(model.device), cache), keep)
+            hidden = model.forward(batch, keep)
             keep("lm_head", model.logits(hidden))
         model.check()
         return {name: torch.cat(rows) for name, rows in kept.items()}
@@ -122,18 +126,22 @@ def test_what_forward_was_given_wrongly_is_told_at_the_end(
     checkpoint = tiny(num_hidden_layers=1, max_position_embeddings=4)
     contract = default_contract(gpu_emulation)
     model = CausalLM.from_pretrained(checkpoint, contract=contract, device="cpu")
-    cache, good = model.new_cache(1), place([Segment(0, 0, 2)], [[0]])
-    ids = torch.tensor([1, 2])
+    good = make_batch(model, [Segment(0, 0, 2)], [1, 2], tables=[[0]])
     for wrong, message in (
-        (Batch.of(good, torch.tensor([1, 128]), cache), "token id 128 at position 1"),
+        (replace(good, ids=torch.tensor([1, 128])), "token id 128 at position 1"),
         (
-            Batch.of(replace(good, positions=torch.tensor([0, 4])), ids, cache),
+            replace(good, positions=torch.tensor([0, 4])),
             "row 1: position 4 .* max_position_embeddings",
         ),
-        (Batch.of(replace(good, slots=torch.tensor([0, 16])), ids, cache), "row 1: slot 16"),
+        (replace(good, slots=torch.tensor([0, 16])), "row 1: slot 16 is outside the cache"),
     ):
         model.forward(wrong)
         with pytest.raises(ValueError, match=message):
             model.check()
-    model.forward(Batch.of(good, ids, cache))
+    several = replace(good, positions=torch.tensor([0, 4]), slots=torch.tensor([0, 16]))
+    model.forward(replace(several, ids=torch.tensor([1, 128])))
+    with pytest.raises(ValueError, match="token id 128"):
+        model.check()
+    # After a bad step has raised, a good one must not be blamed for what was left.
+    model.forward(good)
     model.check()

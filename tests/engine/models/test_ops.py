@@ -11,11 +11,13 @@ from dataclasses import fields
 import pytest
 import torch
 
-from bitassay.engine.models import kv_cache
+from bitassay.engine.config import EngineConfig
+from bitassay.engine.engine import Engine
 from bitassay.engine.models.causal_lm import CausalLM
-from bitassay.engine.models.ops import Backend, kernels_backend
-from bitassay.golden.runs import reference_ops
-from bitassay.golden.runs.reference_ops import reference_backend
+from bitassay.engine.models.ops import Ops, kernel_ops
+from bitassay.engine.scheduling import blocks
+from bitassay.golden.runs import reference_ops as module
+from bitassay.golden.runs.reference_ops import reference_ops
 from bitassay.kernels import cache
 from bitassay.kernels.flags import Flag
 from bitassay.reference.checkpoints.checkpoint import Checkpoint
@@ -34,10 +36,11 @@ LAUNCHES = {"tile", "shape"}
 def test_whole_models(tiny: Tiny, model_type: str) -> None:
     checkpoint = tiny(model_type=model_type, num_hidden_layers=1)
     model = CausalLM.from_pretrained(
-        checkpoint, contract=CONTRACT, device="cpu", backend=reference_backend()
+        checkpoint, contract=CONTRACT, device="cpu", ops=reference_ops()
     )
     want = load_model(checkpoint, contract=CONTRACT).generate_many(PROMPTS, 3)
-    got = model.generate(PROMPTS, 3, chunk_size=17)
+    config = EngineConfig(max_num_batched_tokens=17)
+    got = Engine(model, config=config).generate(PROMPTS, 3)
     for one, other in zip(got, want, strict=True):
         for field in fields(other):
             assert_same_bits(getattr(one, field.name), getattr(other, field.name))
@@ -46,12 +49,12 @@ def test_whole_models(tiny: Tiny, model_type: str) -> None:
 def test_without_room_no_weight_is_prepared(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = tiny(num_hidden_layers=1)
     traces = []
-    for room in (reference_ops._PREPARED_ELEMENTS, 64 * 64):
-        monkeypatch.setattr(reference_ops, "_PREPARED_ELEMENTS", room)
+    for room in (module.PREPARED_ELEMENTS, 64 * 64):
+        monkeypatch.setattr(module, "PREPARED_ELEMENTS", room)
         model = CausalLM.from_pretrained(
-            checkpoint, contract=CONTRACT, device="cpu", backend=reference_backend()
+            checkpoint, contract=CONTRACT, device="cpu", ops=reference_ops()
         )
-        traces += model.generate(PROMPTS[:1], 2)
+        traces += Engine(model).generate(PROMPTS[:1], 2)
     assert_same_bits(traces[0].fingerprints, traces[1].fingerprints)
 
 
@@ -60,15 +63,15 @@ def test_triton_is_not_imported() -> None:
     code = (
         "import sys; from bitassay.engine.engine import Engine; "
         "from bitassay.engine.models.eagle import EagleHead; "
-        "from bitassay.golden.runs.reference_ops import reference_backend; reference_backend(); "
+        "from bitassay.golden.runs.reference_ops import reference_ops; reference_ops(); "
         "assert 'triton' not in sys.modules, sorted(m for m in sys.modules if 'bitassay' in m)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize("name", [field.name for field in fields(Backend)])
+@pytest.mark.parametrize("name", [field.name for field in fields(Ops)])
 def test_signatures_are_the_kernels(name: str) -> None:
-    ours, kernels = getattr(reference_backend(), name), getattr(kernels_backend(), name)
+    ours, kernels = getattr(reference_ops(), name), getattr(kernel_ops(), name)
     if not callable(ours):
         assert ours != kernels
         return
@@ -77,11 +80,11 @@ def test_signatures_are_the_kernels(name: str) -> None:
 
 
 def test_blocks_are_the_kernels() -> None:
-    assert kv_cache.BLOCK_SIZE == cache.BLOCK_SIZE
+    assert blocks.BLOCK_SIZE == cache.BLOCK_SIZE
 
 
 def test_slots() -> None:
-    run = reference_backend()
+    run = reference_ops()
     k = torch.arange(3 * 64, dtype=torch.float32).view(3, 1, 64).bfloat16()
     k_cache, v_cache = torch.zeros(2, 16, 1, 64).bfloat16(), torch.zeros(2, 16, 1, 64).bfloat16()
     run.write_cache(k, -k, k_cache, v_cache, torch.tensor([17, -1, 3]))
@@ -94,7 +97,7 @@ def test_slots() -> None:
 
 
 def test_a_nan_is_kept_in_the_flag() -> None:
-    run, nans = reference_backend(), Flag()
+    run, nans = reference_ops(), Flag()
     logits = torch.zeros(3, 9)
     run.decide(logits, 2, nans=nans)
     assert nans.take() is None
@@ -105,7 +108,7 @@ def test_a_nan_is_kept_in_the_flag() -> None:
 
 
 def test_fingerprints_go_to_their_slots() -> None:
-    run = reference_backend()
+    run = reference_ops()
     rows = [torch.randn(3, 5), torch.randn(3, 7).bfloat16()]
     out = torch.full((4, 3), -7)
     run.fingerprint_into(rows, out, [2, 0], torch.tensor([3, -1, 1]))
@@ -117,4 +120,4 @@ def test_fingerprints_go_to_their_slots() -> None:
 
 def test_only_the_cpu() -> None:
     with pytest.raises(RuntimeError, match="run on the CPU, found cuda:0"):
-        reference_backend().check_device(torch.device("cuda:0"), "sm_90")
+        reference_ops().check_device(torch.device("cuda:0"), "sm_90")

@@ -23,7 +23,7 @@ class Loop:
     def __init__(self, num_blocks: int = 64, **options: Any) -> None:
         self.config = EngineConfig(num_blocks=num_blocks, **options)
         self.stats = Stats()
-        depth = self.config.num_draft_tokens
+        depth = self.config.num_speculative_tokens or 0
         self.blocks = BlockManager(
             num_blocks, caching=self.config.enable_prefix_caching, drafting=depth > 0
         )
@@ -38,7 +38,7 @@ class Loop:
 
     def step(self, accepted: int = 0) -> list[Rows]:
         rows = self.scheduler.schedule()
-        drafts = [5] * self.config.num_draft_tokens
+        drafts = [5] * (self.config.num_speculative_tokens or 0)
         results = []
         for part in rows:
             if part.chooses:
@@ -77,7 +77,7 @@ def test_running_requests_go_before_waiting_ones() -> None:
 
 
 def test_a_token_and_its_drafts_run_together_or_not_at_all() -> None:
-    loop = Loop(num_draft_tokens=3, max_num_batched_tokens=6)
+    loop = Loop(num_speculative_tokens=3, max_num_batched_tokens=6)
     loop.add([1, 2], max_tokens=20)
     loop.add([3, 4], max_tokens=20)
     assert [(s.request, len(s.ids), s.drafts) for s in loop.step()] == [(0, 2, 0), (1, 2, 0)]
@@ -87,7 +87,7 @@ def test_a_token_and_its_drafts_run_together_or_not_at_all() -> None:
 
 
 def test_drafts_end_where_the_last_token_is_the_targets_own() -> None:
-    loop = Loop(num_draft_tokens=3)
+    loop = Loop(num_speculative_tokens=3)
     loop.add([1, 2], max_tokens=5)
     drafts = [loop.step()[0].drafts for _ in range(5)]
     assert drafts == [0, 3, 2, 1, 0]
@@ -98,7 +98,7 @@ def test_drafts_end_where_the_last_token_is_the_targets_own() -> None:
 
 
 def test_accepted_drafts_are_tokens() -> None:
-    loop = Loop(num_draft_tokens=3)
+    loop = Loop(num_speculative_tokens=3)
     made = loop.add([1, 2], max_tokens=6)
     loop.step()
     loop.step(accepted=2)
@@ -124,13 +124,13 @@ def test_a_round_keeps_what_was_accepted_behind_an_eos() -> None:
     [(B - 4, 40, 1), (B - 3, 40, 2), (B - 3, 4, 1), (B - 3, 5, 2)],
 )
 def test_a_table_covers_the_heads_chain(prompt: int, max_tokens: int, blocks: int) -> None:
-    loop = Loop(num_draft_tokens=5)
+    loop = Loop(num_speculative_tokens=5)
     loop.add([1] * prompt, max_tokens)
     assert len(loop.step()[0].table) == blocks
 
 
 def test_a_table_covers_drafts_and_the_chain_after_them() -> None:
-    loop = Loop(num_draft_tokens=5)
+    loop = Loop(num_speculative_tokens=5)
     loop.add([1] * 6, 40)
     assert len(loop.step()[0].table) == 1
     assert len(loop.step()[0].table) == 1  # rows 6 … 11, chain up to 15
@@ -168,7 +168,7 @@ def test_a_preempted_request_finds_its_own_blocks() -> None:
 
 
 def test_whoever_is_preempted_keeps_its_drafts() -> None:
-    loop = Loop(num_blocks=2, num_draft_tokens=2)
+    loop = Loop(num_blocks=2, num_speculative_tokens=2)
     loop.add([1] * (B - 4), 8)
     second = loop.add([2, 2], 8)
     loop.step()
@@ -252,16 +252,16 @@ def test_whoever_ends_still_holds_its_blocks_when_told() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_draft_tokens": 6}, "num_draft_tokens: expected 0 … 5, found 6"),
-        ({"num_draft_tokens": -1}, "num_draft_tokens: expected 0 … 5, found -1"),
+        ({"num_speculative_tokens": 6}, "num_speculative_tokens: expected 0 … 5, found 6"),
+        ({"num_speculative_tokens": -1}, "num_speculative_tokens: expected 0 … 5, found -1"),
         ({"max_num_seqs": 0}, "max_num_seqs: expected at least 1"),
         (
-            {"num_draft_tokens": 3, "max_num_batched_tokens": 3},
+            {"num_speculative_tokens": 3, "max_num_batched_tokens": 3},
             "max_num_batched_tokens: expected at least 4, a token and its 3 drafts, found 3",
         ),
         ({"max_num_batched_tokens": 0}, "expected at least 1"),
         ({"num_blocks": 0}, "num_blocks: expected at least 1, or None"),
-        ({"num_draft_tokens": 1.0}, "num_draft_tokens: expected an integer, found 1.0"),
+        ({"num_speculative_tokens": 1.0}, "num_speculative_tokens: expected an integer, found 1.0"),
         ({"max_num_seqs": 1.5}, "max_num_seqs: expected an integer, found 1.5"),
         ({"max_num_seqs": True}, "max_num_seqs: expected an integer, found True"),
         ({"max_num_batched_tokens": 64.0}, "max_num_batched_tokens: expected an integer"),

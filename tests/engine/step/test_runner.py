@@ -16,7 +16,7 @@ from bitassay.engine.models.causal_lm import CausalLM
 from bitassay.engine.models.eagle import EagleHead
 from bitassay.engine.models.kv_cache import blocks_for
 from bitassay.engine.step.runner import Rows, Runner
-from bitassay.golden.runs.reference_ops import reference_backend
+from bitassay.golden.runs.reference_ops import reference_ops
 from bitassay.reference.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from bitassay.reference.eagle import Eagle
 from bitassay.reference.spec.contract import default_contract
@@ -40,14 +40,14 @@ class Case:
         self.target_checkpoint, self.head_checkpoint = target, head
         self.truth = Eagle.from_pretrained(target, head, contract=CONTRACT)
         self.model = CausalLM.from_pretrained(
-            target, contract=CONTRACT, device="cpu", backend=reference_backend()
+            target, contract=CONTRACT, device="cpu", ops=reference_ops()
         )
         self.head = EagleHead.from_pretrained(head, self.model)
         self.plain = self.truth.generate_many(PROMPTS, TOKENS)
         self.full = cache(lambda k: [self.truth.generate(prompt, TOKENS, k) for prompt in PROMPTS])
 
     def runner(self, num_drafts: int, **options: Any) -> Runner:
-        config = EngineConfig(num_draft_tokens=num_drafts, max_num_seqs=4, **options)
+        config = EngineConfig(num_speculative_tokens=num_drafts, max_num_seqs=4, **options)
         runner = Runner(self.model, self.head if num_drafts else None, config, num_blocks=BLOCKS)
         # What was never written may be anything: nothing may read it.
         for kept in runner.caches:
@@ -145,8 +145,8 @@ def test_decoding_alone_is_padded(case: Any, monkeypatch: pytest.MonkeyPatch) ->
 def test_without_capture_only_tokens_come_out(case: Any, kind: str) -> None:
     one = case(kind)
     runner = one.runner(3, capture=False)
-    assert runner.prints is None
-    assert runner.draft_prints is None
+    assert runner.row_fingerprints is None
+    assert runner.draft_fingerprints is None
     drive = Drive(runner, PROMPTS, TOKENS, drafts=one.planted)
     with_capture = Drive(one.runner(3), PROMPTS, TOKENS, drafts=one.planted)
     for s, other in zip(drive.run(), with_capture.run(), strict=True):
@@ -161,9 +161,7 @@ def test_nan_names_request_and_position(case: Any) -> None:
     table = tensors["model.embed_tokens.weight"].clone()
     table[9] = torch.nan
     broken = replace(one.target_checkpoint, tensors=tensors | {"model.embed_tokens.weight": table})
-    model = CausalLM.from_pretrained(
-        broken, contract=CONTRACT, device="cpu", backend=reference_backend()
-    )
+    model = CausalLM.from_pretrained(broken, contract=CONTRACT, device="cpu", ops=reference_ops())
     runner = Runner(model, None, EngineConfig(), num_blocks=4)
     good = Rows(3, [0], 0, [1, 2], 0, True, None, 8)
     bad = Rows(8, [1], 0, [1, 9], 0, True, None, 8)
@@ -178,8 +176,8 @@ def test_nan_of_the_head_names_request_and_draft(case: Any) -> None:
     one = case("eagle3")
     head = EagleHead.from_pretrained(one.head_checkpoint, one.model)
     head._lm_head[4] = torch.nan  # a checkpoint with it would be refused
-    runner = Runner(one.model, head, EngineConfig(num_draft_tokens=3), num_blocks=2)
-    with pytest.raises(ValueError, match="request 5, draft 1: .* NaN, first at id 4"):
+    runner = Runner(one.model, head, EngineConfig(num_speculative_tokens=3), num_blocks=2)
+    with pytest.raises(ValueError, match="request 5, draft 0: .* NaN, first at id 4"):
         runner.run([Rows(5, [0], 0, [1, 2], 0, True, None, 8)])
     head._lm_head.copy_(case("eagle3").head._lm_head)
     assert len(runner.run([Rows(6, [0], 0, [1, 2], 0, True, None, 8)])) == 1  # none is left of it
@@ -192,7 +190,7 @@ def test_nan_that_comes_late_in_the_chain(case: Any, kind: str, draft: int) -> N
     one = case(kind)
     head = EagleHead.from_pretrained(one.head_checkpoint, one.model)
     head._embed_tokens = head._embed_tokens.clone()  # the target's without NaN
-    runner = Runner(one.model, head, EngineConfig(num_draft_tokens=3), num_blocks=2)
+    runner = Runner(one.model, head, EngineConfig(num_speculative_tokens=3), num_blocks=2)
     for first in range(V):
         good = Rows(4, [0], 0, [first, 2], 0, True, None, 12)
         (result,) = runner.run([good])
@@ -202,10 +200,10 @@ def test_nan_that_comes_late_in_the_chain(case: Any, kind: str, draft: int) -> N
     else:
         pytest.fail("no prompt after which the drafts differ")
     head._embed_tokens[broken] = torch.nan
-    with pytest.raises(ValueError, match=f"request 4, draft {draft}: .* NaN, first at id 0"):
+    with pytest.raises(ValueError, match=f"request 4, draft {draft - 1}: .* NaN, first at id 0"):
         runner.run([good])
 
 
 def test_drafts_without_a_head_are_refused(case: Any) -> None:
-    with pytest.raises(ValueError, match="num_draft_tokens is 2, but there is no draft head"):
-        Runner(case("eagle").model, None, EngineConfig(num_draft_tokens=2))
+    with pytest.raises(ValueError, match="expected 0 without a draft head, found 2"):
+        Runner(case("eagle").model, None, EngineConfig(num_speculative_tokens=2))

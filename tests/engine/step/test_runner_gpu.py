@@ -16,7 +16,7 @@ from bitassay.engine.config import EngineConfig
 from bitassay.engine.models.causal_lm import CausalLM
 from bitassay.engine.models.eagle import EagleHead
 from bitassay.engine.models.kv_cache import blocks_for
-from bitassay.engine.step.cuda_graphs import Graphs
+from bitassay.engine.step.cuda_graphs import CudaGraphs
 from bitassay.engine.step.device_step import DeviceStep
 from bitassay.engine.step.runner import Runner
 from bitassay.kernels.linear_pointer import INTERPRETED
@@ -52,7 +52,7 @@ class Case:
         self.full = cache(lambda k: [self.truth.generate(p, TOKENS, k) for p in PROMPTS])
 
     def runner(self, num_drafts: int, **options: Any) -> Runner:
-        config = EngineConfig(num_draft_tokens=num_drafts, max_num_seqs=8, **options)
+        config = EngineConfig(num_speculative_tokens=num_drafts, max_num_seqs=8, **options)
         blocks = sum(blocks_for(len(p) + TOKENS - 1) for p in PROMPTS)
         runner = Runner(self.model, self.head if num_drafts else None, config, num_blocks=blocks)
         # What was never written may be anything: nothing may read it.
@@ -156,16 +156,16 @@ def test_no_step_waits_for_the_device(case: Any, monkeypatch: pytest.MonkeyPatch
 
 
 def test_no_replay_waits_for_the_device(case: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    run, replays = Graphs.run, []
+    run, replays = CudaGraphs.run, []
 
-    def guarded(self: Graphs, sizes: Any, packed: Any) -> Any:
+    def guarded(self: CudaGraphs, sizes: Any, packed: Any) -> Any:
         if sizes not in self.shapes:
             return run(self, sizes, packed)
         with forbidden_to_wait():
             replays.append(sizes)
             return run(self, sizes, packed)
 
-    monkeypatch.setattr(Graphs, "run", guarded)
+    monkeypatch.setattr(CudaGraphs, "run", guarded)
     one = case("eagle")
     one.check(Drive(one.runner(3, **MODES["graphs"]), PROMPTS, TOKENS, drafts=one.planted))
     assert len(replays) >= 2

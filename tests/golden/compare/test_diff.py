@@ -1,4 +1,4 @@
-"""The first difference of every stream: where it is, in which operation, and how it is told."""
+"""The first difference of every stream: where it is, in which operation, what is printed."""
 
 from __future__ import annotations
 

@@ -5,24 +5,26 @@ from __future__ import annotations
 import copy
 import re
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 
-from bitassay.engine.distributed.rendezvous import Place
+from bitassay.engine.distributed.rendezvous import RankInfo
 from bitassay.engine.scheduling.stats import Stats
-from bitassay.golden.compare.diff import Difference
+from bitassay.golden.compare.diff import Comparison, Difference, compare
 from bitassay.golden.errors import GoldenError, WorkerError
-from bitassay.golden.runs import engine_run as engine_check
-from bitassay.golden.runs.engine_job import Backend, EngineJob, EngineRun
+from bitassay.golden.runs import engine_runner
+from bitassay.golden.runs.backend import Backend
+from bitassay.golden.runs.engine_job import EngineJob, EngineRun
 from bitassay.golden.runs.engine_options import EVICTIONS, HITS, PREEMPTIONS, EngineOptions
-from bitassay.golden.runs.engine_requests import _missing, engine_job, filled, judge, lay_out
+from bitassay.golden.runs.engine_requests import as_run, engine_job, filled, lay_out, missing
 from bitassay.golden.runs.rank_worker import take_part
 from bitassay.golden.storage.store import Store
 from bitassay.golden.streams.drafts import run_of
 from support.tiny_pair import LENGTHS, STEPS, load_pair
 
-USUAL = EngineOptions(backend="reference")
+USUAL = EngineOptions(backend=Backend.REFERENCE)
 
 
 @pytest.fixture(scope="session")
@@ -39,13 +41,26 @@ def ready(inputs, options=USUAL) -> tuple[EngineJob, object]:
 def ran(inputs) -> EngineRun:
     """What the engine gives on the reference's operations, in this process."""
     job, _ = ready(inputs)
-    (run,) = take_part([job], Place(0, 1))
+    (run,) = take_part([job], RankInfo(0, 1))
     return run
 
 
-def judged(run, inputs, golden, options=USUAL):
+class Judged(NamedTuple):
+    """A run beside the golden, and what it was made for and did not come to."""
+
+    comparison: Comparison
+    missing: tuple[str, ...]
+    stats: Stats
+
+    @property
+    def good(self) -> bool:
+        return self.comparison.equal and not self.missing
+
+
+def judged(run, inputs, golden, options=USUAL) -> Judged:
     requests = lay_out(len(inputs.job.prompts), options)
-    return judge(run, inputs.job, inputs.facts, golden, options, requests)
+    found = as_run(run, inputs.job, inputs.facts, golden, options, requests)
+    return Judged(compare(found.expected, found.found), found.missing, found.stats)
 
 
 def test_the_engine_is_equal_to_the_golden(ran, inputs, generated):
@@ -57,10 +72,10 @@ def test_the_engine_is_equal_to_the_golden(ran, inputs, generated):
 
 
 def test_without_drafts_they_are_not_compared(inputs, generated):
-    options = replace(USUAL, draft_tokens=0)
+    options = replace(USUAL, num_speculative_tokens=0)
     job, _ = ready(inputs, options)
-    assert job.config["num_draft_tokens"] == 0
-    (run,) = take_part([job], Place(0, 1))
+    assert job.config.num_speculative_tokens == 0
+    (run,) = take_part([job], RankInfo(0, 1))
     found = judged(run, inputs, generated, options)
     assert found.good
     assert found.comparison.compared.drafts is None
@@ -147,9 +162,9 @@ def test_what_a_run_was_made_for_has_to_happen(ran, inputs, generated):
     whole = [(*p, *t) for p, t in zip(generated.prompts, generated.tokens.tolist(), strict=True)]
     assert filled(whole) == 1  # of 20 + 12 ids one block for certain
     assert filled([range(18), range(18), range(40), range(1, 41)]) == 4
-    for blocks, missing in ((None, (EVICTIONS,)), (1, (EVICTIONS,)), (0, ())):
+    for blocks, lacking in ((None, (EVICTIONS,)), (1, (EVICTIONS,))):
         options = replace(USUAL, must=(EVICTIONS,), num_blocks=blocks)
-        assert judged(busy, inputs, generated, options).missing == missing
+        assert judged(busy, inputs, generated, options).missing == lacking
 
 
 def test_every_rank_has_a_cache_of_its_own_to_overflow(inputs):
@@ -159,9 +174,9 @@ def test_every_rank_has_a_cache_of_its_own_to_overflow(inputs):
     trace = {"tokens": np.arange(90, 90 + STEPS)}
     run = EngineRun([trace] * 3, [Stats(), Stats()], 1.0)
     assert filled([(*prompt, *range(90, 90 + STEPS)) for prompt in prompts]) == 3
-    for dp, blocks, missing in ((1, 2, ()), (2, 2, (EVICTIONS,)), (2, 1, ())):
+    for dp, blocks, lacking in ((1, 2, ()), (2, 2, (EVICTIONS,)), (2, 1, ())):
         options = replace(USUAL, must=(EVICTIONS,), num_blocks=blocks, dp=dp)
-        assert _missing(run, job, options, lay_out(3, options)) == missing
+        assert missing(run, job, options, lay_out(3, options)) == lacking
 
 
 def test_a_cancelled_neighbour_is_a_copy_that_has_no_trace(ran, inputs, generated):
@@ -193,19 +208,20 @@ def test_prompts_that_come_twice_are_both_compared(ran, inputs, generated):
 
 
 def test_requests_are_as_the_options_say(inputs):
-    job, _ = ready(inputs, replace(USUAL, shuffle=3, dp=2, draft_tokens=5, eager=True))
+    options = replace(USUAL, shuffle=3, dp=2, num_speculative_tokens=5, enforce_eager=True)
+    job, _ = ready(inputs, options)
     assert sorted(job.order) == [0, 1, 2]
     assert job.arrivals is None
-    assert (job.backend, job.arch, job.max_tokens) == (Backend.REFERENCE, "sm_90", STEPS)
-    assert [len(prompt) for prompt in job.prompts] == list(LENGTHS)
-    assert job.config["num_draft_tokens"] == 5
-    assert job.config["enforce_eager"] is True
-    assert job.model_digest == inputs.identity.model
-    assert job.draft_digest == inputs.identity.draft_model
+    assert (job.backend, job.job.arch, job.job.steps) == (Backend.REFERENCE, "sm_90", STEPS)
+    assert [len(prompt) for prompt in job.job.prompts] == list(LENGTHS)
+    assert job.config.num_speculative_tokens == 5
+    assert job.config.enforce_eager is True
+    assert job.job.model_digest == inputs.identity.model
+    assert job.job.draft_digest == inputs.identity.draft_model
     late, _ = ready(inputs, replace(USUAL, late=3, num_blocks=4))
     assert len(late.arrivals) == 3
     assert late.order is None
-    assert late.config["num_blocks"] == 4
+    assert late.config.num_blocks == 4
 
 
 @pytest.fixture
@@ -222,39 +238,39 @@ def test_the_command_runs_it_on_two_ranks(recorded_pair, run):
     given = ("--backend", "reference", "--dp", "2", "--cancel", "2", "--k", "5")
     status, out, err = run("check", "pair/sm_90", *recorded_pair, "--with", "engine", *given)
     assert (status, err) == (0, "")
-    assert "pair/sm_90: equal (engine, reference, K = 5, DP = 2, 64 at once" in out
+    assert "pair/sm_90: equal (engine on the reference, K = 5, DP = 2, 64 at once" in out
     assert "acceptance counts; 0 different" in out
 
 
 @pytest.mark.parametrize("way", ["engine", "gpu"])
 def test_without_a_gpu_nothing_else_is_run(recorded_pair, run, monkeypatch, way):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr(engine_check, "run_jobs", None)
+    monkeypatch.setattr(engine_runner, "run_jobs", None)
     status, out, err = run("check", "pair/sm_90", *recorded_pair, "--with", way)
     assert (status, out) == (2, "")
     assert "no GPU: " in err
-    assert "on a CPU use --backend reference or --backend interpreter" in err
+    assert "on a CPU use the interpreter or the reference" in err
 
 
 def test_an_engine_that_differs_is_status_1_and_told(recorded_pair, run, ran, monkeypatch):
     wrong = faulty(ran, off_by_one)
-    monkeypatch.setattr(engine_check, "run_jobs", lambda jobs, dp: iter([wrong]))
+    monkeypatch.setattr(engine_runner, "run_jobs", lambda jobs, dp: iter([wrong]))
     given = ("--with", "engine", "--backend", "reference")
     status, out, _ = run("check", "pair/sm_90", *recorded_pair, *given)
     assert status == 1
-    assert "pair/sm_90: different (engine, reference, K = 3" in out
+    assert "pair/sm_90: different (engine on the reference, K = 3" in out
     assert "the count of accepted drafts differs" in out
     assert "found         rounds (" in out
 
 
 def test_what_was_not_exercised_cannot_pass(recorded_pair, run, ran, monkeypatch):
     quiet = replace(ran, stats=[Stats()])
-    monkeypatch.setattr(engine_check, "run_jobs", lambda jobs, dp: iter([quiet]))
+    monkeypatch.setattr(engine_runner, "run_jobs", lambda jobs, dp: iter([quiet]))
     given = ("--with", "engine", "--backend", "reference", "--warm")
     status, out, err = run("check", "pair/sm_90", *recorded_pair, *given)
     assert status == 2
     assert "0 different" in out
-    assert "not exercised (engine, reference, K = 3" in err
+    assert "not exercised (engine on the reference, K = 3" in err
     assert "was made for prefix hits and came to none" in err
 
 
@@ -271,11 +287,11 @@ def test_a_sweep_runs_every_configuration_and_none_hides_another(
         for number, job in enumerate(jobs):
             if len(starts) == 1 and number == 4:
                 raise WorkerError("rank 0 of 1 was killed by SIGKILL")
-            traces = [by_prompt[prompt] for prompt in job.prompts]
+            traces = [by_prompt[prompt] for prompt in job.job.prompts]
             kept = [None if r in job.cancelled else t for r, t in enumerate(traces)]
             yield replace(ran, traces=kept, stats=busy)
 
-    monkeypatch.setattr(engine_check, "run_jobs", run_jobs)
+    monkeypatch.setattr(engine_runner, "run_jobs", run_jobs)
     given = ("--with", "engine", "--backend", "reference", "--sweep", "--cancel", "2")
     assert run("check", "pair/sm_90", *recorded_pair, *given)[0] == 2  # the sweep sets it itself
     status, out, err = run("check", "pair/sm_90", *recorded_pair, *given[:-2])
@@ -291,14 +307,15 @@ def test_a_sweep_runs_every_configuration_and_none_hides_another(
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (("--k", "3"), "options of the serving engine .* need --with engine"),
-        (("--sweep",), "options of the serving engine .* need --with engine"),
-        (("--with", "engine", "--k", "6"), "--k: expected 0 … 5"),
-        (("--with", "engine", "--batch-size", "2"), "are --max-num-seqs and --max-num-batched"),
-        (("--with", "engine", "--backend", "cpu"), "--backend: expected one of gpu, interpreter"),
-        (("--with", "engine", "--seed", "3"), "--seed is of --arrivals and of --sweep: add one"),
-        (("--with", "engine", "--seed", "3", "--shuffle", "1"), "--shuffle takes a seed of its"),
-        (("--with", "engine", "--sequential"), "--sequential is for --with reference"),
+        (("--k", "3"), "--k: an option of the engine, which --with reference does not run"),
+        (("--sweep",), "--sweep: expected the engine: add --with gpu or --with engine"),
+        (("--with", "engine", "--k", "6"), "num_speculative_tokens: expected 0 … 5, found 6"),
+        (("--with", "engine", "--backend", "cpu"), "'cpu' is not one of 'gpu', 'interpreter'"),
+        (("--with", "gpu", "--backend", "reference"), "is --with engine --backend gpu: leave"),
+        (("--with", "engine", "--seed", "3"), "--seed is of --sweep; --shuffle and --arrivals"),
+        (("--with", "engine", "--sweep", "--k", "1"), "--k: a sweep chooses its configurations"),
+        (("--with", "engine", "--sequential"), "--sequential and --jobs are for --with reference"),
+        (("--shuffle", "1"), "--shuffle: an option of the engine"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(recorded_pair, run, given, message):
@@ -308,10 +325,14 @@ def test_options_that_do_not_fit_are_refused(recorded_pair, run, given, message)
 
 
 def test_a_model_without_a_cache_or_a_head_is_told(folder, run):
-    given = ("--with", "engine", "--backend", "reference")
-    status, _, err = run("check", "tiny/sm_90", *given)
+    given = ("--with", "engine", "--backend", "reference", "--prompts", "2")
+    status, out, err = run("check", "tiny/sm_90", *given)
+    assert (status, err) == (0, "")
+    assert "equal (kernels on the reference, batches of 64): 2 prompts" in out
+    status, _, err = run("check", "tiny/sm_90", *given, "--dp", "2", "--warm")
     assert status == 2
-    assert "is none that the serving engine runs: use --with gpu or --with interpreter" in err
+    assert "dp, warm: expected none of these for the model of" in err
+    assert "is no transformer and runs in whole batches" in err
     status, _, err = run("check", "tiny/sm_90", *given, "--k", "2")
     assert status == 2
-    assert "--k 2: this golden has no draft head: use --k 0" in err
+    assert "num_speculative_tokens: expected 0 without a draft head, found 2" in err

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from bitassay.golden.compare.diff import compare
 from bitassay.golden.errors import WorkerError
 from bitassay.golden.inputs.suite_inputs import Inputs, load_inputs
 from bitassay.golden.runs import oracle, oracle_tasks
-from bitassay.golden.runs.process_pool import Crew, suitable_crew
+from bitassay.golden.runs.process_pool import Crew, Machine, suitable_crew
 from bitassay.golden.storage.store import Store
 from bitassay.golden.suites import own_suite
 from support.tiny_llama import write_tiny_llama
@@ -54,8 +55,8 @@ def test_no_division_changes_a_bit(tmp_path, monkeypatch, model_type, arch):
     sequential = oracle.generate(job, facts, silent, sequential=True)
     tokens = sequential.tokens.tolist()
     for rows, batch in ((1, 2), (64, 4), (10_000, 6)):
-        monkeypatch.setattr(oracle_tasks, "_REPLAYED_ROWS", rows)
-        monkeypatch.setattr(oracle, "_BATCH", batch)
+        monkeypatch.setattr(oracle_tasks, "REPLAYED_ROWS", rows)
+        monkeypatch.setattr(oracle, "BATCH", batch)
         assert compare(sequential, oracle.generate(job, facts, silent)).equal
         assert compare(sequential, oracle.replay(job, facts, tokens, silent)).equal
     assert sequential.distinct_rows > 30
@@ -87,23 +88,24 @@ def test_work_is_divided_longest_first(tmp_path):
     assert not any(task.binding for task in tasks)
 
 
-def test_small_work_stays_in_one_process_and_memory_limits_the_rest(tmp_path, monkeypatch):
+def test_small_work_stays_in_one_process_and_memory_limits_the_rest(tmp_path):
     inputs = load(tmp_path)
-    monkeypatch.setattr("bitassay.golden.runs.process_pool._cpus", lambda: 8)
-    assert suitable_crew(inputs.job, inputs.facts, None) == Crew(1)
-    assert suitable_crew(inputs.job, inputs.facts, 5) == Crew(5)
-    monkeypatch.setattr("bitassay.golden.runs.process_pool._WORTH_A_PROCESS", 1000)
-    assert suitable_crew(inputs.job, inputs.facts, None) == Crew(8)
-    monkeypatch.setattr("bitassay.golden.runs.process_pool._free_memory", lambda: 1 << 30)
-    crew = suitable_crew(inputs.job, inputs.facts, None)
+    machine = Machine(cpus=8, free_memory=1 << 40)
+    assert suitable_crew(inputs.job, inputs.facts, None, machine) == Crew(1)
+    assert suitable_crew(inputs.job, inputs.facts, 5, machine) == Crew(5)
+    machine = replace(machine, worth=1000)
+    assert suitable_crew(inputs.job, inputs.facts, None, machine) == Crew(8)
+    machine = replace(machine, free_memory=1 << 30)
+    crew = suitable_crew(inputs.job, inputs.facts, None, machine)
     assert (crew.jobs, crew.threads) == (1, 8)
     assert crew.note.startswith("1 of 8 processes, because memory")
+    assert Machine.here().cpus >= 1
 
 
 def test_a_failing_process_is_named_with_its_prompt(tmp_path):
     """The longest prompt is beyond what the model allows; the others would be generated."""
     inputs = load(tmp_path, max_position_embeddings=128)
-    with pytest.raises(WorkerError, match=r"process \d \(prompts p5.*\) failed: prompt p5: .*128"):
+    with pytest.raises(WorkerError, match=r"process \d \(prompts p5.*\): prompt p5: .*128"):
         oracle.generate(inputs.job, inputs.facts, silent, crew=Crew(2))
     assert children(os.getpid()) == []
 

@@ -7,7 +7,9 @@ from dataclasses import astuple, replace
 
 import pytest
 
+from bitassay.engine.config import EngineConfig
 from bitassay.golden.errors import GoldenError
+from bitassay.golden.runs.backend import Backend
 from bitassay.golden.runs.engine_options import EVICTIONS, HITS, PREEMPTIONS, EngineOptions
 from bitassay.golden.runs.sweep import FACTORS, Configuration, sweep
 
@@ -23,7 +25,7 @@ def pairs(configuration: Configuration) -> set[tuple]:
 def test_every_pair_that_can_be_is_there(graphs):
     """Found by asking for every pair whether any configuration with it is valid."""
     names, seen = list(FACTORS), set().union(*map(pairs, SWEEPS[graphs]))
-    settings = FACTORS if graphs else FACTORS | {"eager": (True,)}
+    settings = FACTORS if graphs else FACTORS | {"enforce_eager": (True,)}
     every = [Configuration(*some) for some in itertools.product(*settings.values())]
     valid = [c for c in every if c.valid]
     for (i, a), (j, b) in itertools.combinations(enumerate(names), 2):
@@ -40,14 +42,14 @@ def test_it_is_the_same_every_time():
 
 
 def test_graphs_are_left_out_where_they_may_not_be_used():
-    assert {c.eager for c in SWEEPS[True]} == {True, False}
-    assert {c.eager for c in SWEEPS[False]} == {True}
+    assert {c.enforce_eager for c in SWEEPS[True]} == {True, False}
+    assert {c.enforce_eager for c in SWEEPS[False]} == {True}
 
 
 @pytest.mark.parametrize(
     "unfit",
     [
-        {"draft_tokens": 5, "max_num_batched_tokens": 5},
+        {"num_speculative_tokens": 5, "max_num_batched_tokens": 5},
         {"blocks": "few", "max_num_seqs": 1},
         {"blocks": "few", "prefix_cache": "evicted"},
         {"blocks": "few", "prompts": "three"},
@@ -66,7 +68,7 @@ def run(**changes) -> EngineOptions:
 
 def test_a_configuration_is_run_as_it_says():
     usual = run()
-    assert (usual.draft_tokens, usual.dp, usual.backend, usual.num_blocks) == (
+    assert (usual.num_speculative_tokens, usual.dp, usual.backend, usual.num_blocks) == (
         3,
         2,
         "reference",
@@ -79,32 +81,46 @@ def test_a_configuration_is_run_as_it_says():
     assert (evicted.num_blocks, evicted.must) == (37, (HITS, EVICTIONS))
     assert evicted.mirrored
     assert run(prefix_cache="warm").warm
-    assert not run(prefix_cache="off").prefix_caching
+    assert not run(prefix_cache="off").enable_prefix_caching
     assert run(arrival="shuffled").shuffle == run(arrival="late").late == 5
     assert run(cancelled=True).cancel == 4
     assert run(cancelled=True, prompts="one").cancel == 1
-    assert run(eager=False).eager is False
+    assert run(enforce_eager=False).enforce_eager is False
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"draft_tokens": 6}, "--k: expected 0 … 5, as many as a golden has, found 6"),
-        ({"draft_tokens": 3, "max_num_batched_tokens": 3}, "expected at least 4, a token and its"),
-        ({"backend": "cpu"}, "--backend: expected one of gpu, interpreter, reference, found cpu"),
-        ({"warm": True, "prefix_caching": False}, "--warm needs the prefix cache"),
+        ({"num_speculative_tokens": 6}, "num_speculative_tokens: expected 0 … 5, found 6"),
+        (
+            {"num_speculative_tokens": 3, "max_num_batched_tokens": 3},
+            "expected at least 4, a token and its",
+        ),
+        ({"backend": "cpu"}, "'cpu' is not a valid Backend"),
+        ({"warm": True, "enable_prefix_caching": False}, "--warm needs the prefix cache"),
         ({"shuffle": 1, "late": 1}, "--shuffle and --arrivals exclude each other"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(given, message):
-    with pytest.raises(GoldenError, match=message):
+    with pytest.raises((GoldenError, ValueError), match=message):
         EngineOptions(**given)
 
 
 def test_drafts_are_asked_for_where_there_is_a_head():
-    assert EngineOptions().drafting(True) == 3
-    assert EngineOptions().drafting(False) == 0
-    assert EngineOptions(draft_tokens=5).drafting(True) == 5
-    assert EngineOptions(draft_tokens=0).drafting(True) == 0
-    with pytest.raises(GoldenError, match="--k 1: this golden has no draft head: use --k 0"):
-        EngineOptions(draft_tokens=1).drafting(False)
+    assert EngineOptions().drafts(head=True) == 3
+    assert EngineOptions().drafts(head=False) == 0
+    assert EngineOptions(num_speculative_tokens=5).drafts(head=True) == 5
+    assert EngineOptions(num_speculative_tokens=0).drafts(head=True) == 0
+    with pytest.raises(ValueError, match="expected 0 without a draft head, found 1"):
+        EngineOptions(num_speculative_tokens=1).drafts(head=False)
+
+
+def test_what_the_engine_and_a_check_share_stands_once():
+    """The configuration of the engine is the record's own fields, defaults included."""
+    assert EngineOptions().config(head=False) == EngineConfig(num_speculative_tokens=0)
+    assert EngineOptions().config(head=True) == EngineConfig(num_speculative_tokens=3)
+    options = EngineOptions(max_num_seqs=3, num_blocks=7, enforce_eager=True, capture=False)
+    shared = {"max_num_seqs": 3, "num_blocks": 7, "enforce_eager": True, "capture": False}
+    expected = EngineConfig(num_speculative_tokens=0, **shared)
+    assert options.config(head=False) == expected
+    assert EngineOptions(backend="reference").backend is Backend.REFERENCE

@@ -9,7 +9,8 @@ import pytest
 
 from bitassay.golden.errors import CorruptError, GoldenError
 from bitassay.golden.storage import layout
-from bitassay.golden.streams.drafts import DRAFT_ARRAYS, accepted_of, limits, run_of
+from bitassay.golden.streams.draft_chains import accepted_of, limits
+from bitassay.golden.streams.drafts import DRAFT_ARRAYS, run_of
 from bitassay.reference.spec.contract import DRAFT_DEPTH
 
 

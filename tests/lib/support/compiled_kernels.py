@@ -6,24 +6,44 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from support.paths import TOOLS
 
-Found = dict[str, Any]  # what a script says of one launch
+Found = dict[str, Any]  # what a module of tools/compile says of one launch
 
 
-def compiled_by(script: str, arch: str) -> list[Found]:
-    """Return what a script of tools/compile prints for an architecture, a JSON object a line."""
+def compiled_once(arch: str, modules: Iterable[str], folder: Path) -> dict[str, list[Found]]:
+    """Return what modules of tools/compile find for an architecture.
+
+    Compiling takes a minute, so the workers of a session share what the first of them compiled
+    and left in a folder that all of them see.
+    """
+    answer = folder / f"compiled-{arch}.json"
+    with FileLock(answer.with_suffix(".lock")):
+        if not answer.exists():
+            answer.write_text(json.dumps(_compile(arch, sorted(modules))))
+    said = json.loads(answer.read_text())
+    assert said["status"] == 0, said["errors"]
+    return json.loads(said["output"])
+
+
+def _compile(arch: str, modules: list[str]) -> dict[str, Any]:
     environment = {
         k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "BITASSAY_ARCH")
     }
-    path = TOOLS / "compile" / script
-    # Scripts import their neighbours, which PYTHONSAFEPATH would hide.
-    paths = [str(path.parent), *filter(None, [environment.get("PYTHONPATH")])]
+    folder = TOOLS / "compile"
+    # The modules import their neighbours, which PYTHONSAFEPATH would hide.
+    paths = [str(folder), *filter(None, [environment.get("PYTHONPATH")])]
     environment["PYTHONPATH"] = os.pathsep.join(paths)
-    process = subprocess.run(
-        [sys.executable, str(path), arch], env=environment, capture_output=True, text=True
-    )
-    assert process.returncode == 0, process.stderr[-4000:]
-    return [json.loads(line) for line in process.stdout.splitlines()]
+    command = [sys.executable, str(folder / "compile_for.py"), arch, *modules]
+    process = subprocess.run(command, env=environment, capture_output=True, text=True)
+    return {
+        "status": process.returncode,
+        "output": process.stdout,
+        "errors": process.stderr[-4000:],
+    }

@@ -8,21 +8,20 @@ from typing import Any
 
 import torch
 
-from bitassay.engine.config import EngineConfig
 from bitassay.engine.distributed.group import Group
 from bitassay.engine.distributed.parallel import run_parallel
-from bitassay.engine.distributed.rendezvous import Place
+from bitassay.engine.distributed.rendezvous import RankInfo
 from bitassay.engine.engine import Engine
 from bitassay.engine.models.causal_lm import CausalLM
 from bitassay.engine.models.eagle import EagleHead
-from bitassay.engine.models.ops import Backend
-from bitassay.golden.compare.diff import Comparison, Difference
+from bitassay.engine.models.ops import Ops
+from bitassay.golden.compare.diff import Comparison, Difference, compare
 from bitassay.golden.inputs.job import Job
 from bitassay.golden.inputs.model_info import ModelFacts, model_facts
 from bitassay.golden.runs.collect import collect
 from bitassay.golden.runs.engine_job import EngineRun
 from bitassay.golden.runs.engine_options import EngineOptions
-from bitassay.golden.runs.engine_requests import engine_job, judge, lay_out
+from bitassay.golden.runs.engine_requests import as_run, engine_job, lay_out
 from bitassay.golden.streams.token_stream import TokenStream
 from bitassay.golden.streams.traces import trace_arrays
 from bitassay.reference.checkpoints.checkpoint import load_checkpoint
@@ -47,14 +46,14 @@ class Trial:
 
     @classmethod
     def load(
-        cls, job: Job, contract: Contract, backend: Backend, device: str | torch.device
+        cls, job: Job, contract: Contract, ops: Ops, device: str | torch.device
     ) -> Trial:
-        """Load a job's model and head on a switch over a backend."""
+        """Load a job's model and head on a switch over a ops."""
         assert job.draft is not None
         checkpoint, draft = load_checkpoint(job.model), load_checkpoint(job.draft)
-        switch = Switch(backend, device)
+        switch = Switch(ops, device)
         model = CausalLM.from_pretrained(
-            checkpoint, contract=contract, device=device, backend=switch.backend
+            checkpoint, contract=contract, device=device, ops=switch.ops
         )
         head = EagleHead.from_pretrained(draft, model)
         return cls(job, model_facts(checkpoint, contract, draft), switch, model, head)
@@ -69,12 +68,13 @@ class Trial:
         asked = EngineOptions(**options)
         requests = lay_out(len(self.job.prompts), asked)
         ready = engine_job(self.job, asked, requests)
-        engine = Engine(self.model, self.head, EngineConfig(**ready.config))
-        with Group(Place(0, 1), self.model.device, ready.seconds) as group:
+        engine = Engine(self.model, self.head, ready.config)
+        with Group(RankInfo(0, 1), self.model.device, ready.seconds) as group:
             gathered = run_parallel(engine, ready.requests, group)
         assert gathered is not None
-        run = EngineRun.of(gathered)
-        return judge(run, self.job, self.facts, golden, asked, requests).comparison
+        gave = EngineRun.of(gathered)
+        run = as_run(gave, self.job, self.facts, golden, asked, requests)
+        return compare(run.expected, run.found)
 
 
 def job_of(folder: Path, arch: str, prompts: list[list[int]], tokens: int) -> Job:

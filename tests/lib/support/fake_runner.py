@@ -38,7 +38,7 @@ class FakeModel:
     def __init__(self, vocab_size: int = 6, skill: int = 7, positions: int = 400) -> None:
         self.vocab_size, self.skill = vocab_size, skill
         self.config = SimpleNamespace(vocab_size=vocab_size, max_position_embeddings=positions)
-        self.backend = SimpleNamespace(fold=None)  # there are no fingerprints to be folded
+        self.ops = SimpleNamespace(fold=None)  # there are no fingerprints to be folded
 
     def check(self) -> None:
         """Find nothing: there is no device."""
@@ -82,7 +82,7 @@ class FakeRunner:
     steps there may be.
     """
 
-    prints = draft_prints = None
+    row_fingerprints = draft_fingerprints = None
 
     def __init__(self, model: FakeModel, config: EngineConfig, most_steps: int = 10**9) -> None:
         assert config.num_blocks is not None
@@ -128,7 +128,7 @@ class FakeRunner:
         self.ended[request] = length
         truth = self.true_ids(request, length + 1)
         self._check(self.target, table, hashes(truth[:length])[1:], f"end of request {request}")
-        if self.config.num_draft_tokens:
+        if self.config.num_speculative_tokens:
             self._check(self.head, table, hashes(truth)[2:], f"end of request {request}, head")
 
     def _rest(self, part: Rows) -> Result | None:
@@ -143,7 +143,7 @@ class FakeRunner:
         accepted = 0
         while accepted < part.drafts and drafts[accepted] == choices[accepted]:
             accepted += 1
-        if self.config.num_draft_tokens:
+        if self.config.num_speculative_tokens:
             ids = truth + part.ids
             nexts = ids[part.first + 1 : start + 1]
             nexts += choices if part.chooses else [*ids[start + 1 :], part.next_id]
@@ -152,7 +152,7 @@ class FakeRunner:
             ):
                 self._write(self.head, part, i, mix(prefix, after))
         if not part.chooses:
-            if self.config.num_draft_tokens:
+            if self.config.num_speculative_tokens:
                 whole = hashes([*truth, *part.ids, part.next_id])
                 self._check(self.head, part.table, whole[2:], f"{where}, head")
             return None
@@ -162,13 +162,13 @@ class FakeRunner:
 
     def _draft(self, part: Rows, ids: list[int], where: str) -> list[int]:
         """Return K drafts after ids; the last of ids is the base row's next."""
-        if not self.config.num_draft_tokens:
+        if not self.config.num_speculative_tokens:
             return []
         base = len(ids) - 2
         prefixes = hashes(ids)
         self._check(self.head, part.table, prefixes[2:], f"{where}, base row")
         drafts = [self.model.draft(prefixes[-1])]
-        for j in range(1, self.config.num_draft_tokens):
+        for j in range(1, self.config.num_speculative_tokens):
             prefixes.append(mix(prefixes[-1], drafts[-1]))
             if base + j > part.limit:
                 drafts.append(self.model.vocab_size + 99)  # nobody may use it

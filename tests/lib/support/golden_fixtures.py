@@ -161,10 +161,10 @@ def make_drafted(make_stream) -> MakeStream:
                     break
                 accepted[s, t] += 1
         shape = (prompts, steps, DRAFT_DEPTH, len(DRAFT_OPERATIONS))
-        prints = random.randint(1, 2**64, shape, dtype=np.uint64)
-        prints[tokens < 0] = 0
+        row_fingerprints = random.randint(1, 2**64, shape, dtype=np.uint64)
+        row_fingerprints[tokens < 0] = 0
         folds = random.randint(1, 2**64, (prompts, len(DRAFT_OPERATIONS)), dtype=np.uint64)
-        drafts = DraftStream(tokens, accepted, prints, folds, DRAFT_OPERATIONS)
+        drafts = DraftStream(tokens, accepted, row_fingerprints, folds, DRAFT_OPERATIONS)
         return replace(stream, drafts=drafts)
 
     return make

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from bitassay.engine.distributed.group import Group
 from bitassay.engine.distributed.parallel import Requests, run_parallel
-from bitassay.engine.distributed.rendezvous import Place, RankError, serve
+from bitassay.engine.distributed.rendezvous import RankError, RankInfo, serve
 from support.planted_faults import IDLE_RANK
 from support.stub_ranks import StubEngine
 
@@ -38,7 +38,7 @@ def start(device: str, *, timeout: float, world_size: int = 2) -> Ended:
     begun = time.monotonic()
     try:
         for rank in range(world_size):
-            place = {
+            rank_info = {
                 "RANK": str(rank),
                 "LOCAL_RANK": str(rank),
                 "WORLD_SIZE": str(world_size),
@@ -51,7 +51,7 @@ def start(device: str, *, timeout: float, world_size: int = 2) -> Ended:
             }
             command = [sys.executable, __file__, device, str(timeout)]
             processes.append(
-                subprocess.Popen(command, stderr=-1, text=True, env=os.environ | place)
+                subprocess.Popen(command, stderr=-1, text=True, env=os.environ | rank_info)
             )
         try:
             _, errors = processes[0].communicate(timeout=_LONGEST)
@@ -65,9 +65,9 @@ def start(device: str, *, timeout: float, world_size: int = 2) -> Ended:
 
 
 def _main(device: str, timeout: float) -> int:
-    place = Place.from_environment()
+    rank_info = RankInfo.from_environment()
     try:
-        with Group.join(place, device=device, timeout=timeout) as group, IDLE_RANK.put(None):
+        with Group.join(rank_info, device=device, timeout=timeout) as group, IDLE_RANK.put(None):
             run_parallel(StubEngine(), Requests([[1, 2]], _TOKENS), group)
     except RankError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)

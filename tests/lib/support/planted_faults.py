@@ -19,7 +19,7 @@ from torch import Tensor
 from bitassay.engine.distributed.group import WARM_UP, Group
 from bitassay.engine.models.eagle import EagleHead
 from bitassay.engine.models.kv_cache import PagedCache
-from bitassay.engine.models.ops import Backend
+from bitassay.engine.models.ops import Ops
 from bitassay.engine.scheduling.blocks import BlockManager
 from bitassay.engine.scheduling.request import Request
 from bitassay.engine.scheduling.step_plan import Result, Rows
@@ -43,11 +43,11 @@ class Switch:
     the device, so CUDA graphs count as well.
     """
 
-    def __init__(self, backend: Backend, device: str | torch.device = "cpu") -> None:
-        self.now = backend
+    def __init__(self, ops: Ops, device: str | torch.device = "cpu") -> None:
+        self.now = ops
         self._changed = torch.zeros((), dtype=torch.int64, device=device)
-        names = [field.name for field in fields(Backend) if field.name != "name"]
-        self.backend = Backend(name=backend.name, **{name: self._through(name) for name in names})
+        names = [field.name for field in fields(Ops) if field.name != "name"]
+        self.ops = Ops(name=ops.name, **{name: self._through(name) for name in names})
 
     @property
     def changed(self) -> int:
@@ -331,27 +331,27 @@ FAULTS = (
     ),
     Fault(
         "draft position off by one",
-        "the head's rows are turned to the position after their own",
+        "the head's rows are rotated to the position after their own",
         draft_position,
     ),
     Fault(
         "rejected slots kept",
-        "the round after a rejection goes on behind the rejected drafts' slots",
+        "the round after a rejection continues after the rejected drafts' slots",
         rejected_slots_kept,
     ),
     Fault(
         "stale prefix block",
-        "a block is found by its own ids, whatever came before them",
+        "a block is found by its own ids, whatever precedes them",
         prefix_without_what_came_before,
     ),
     Fault(
         "prefix ids not compared",
-        "a block is found by its place in the prompt, whatever its ids are",
+        "a block is found by its position in the prompt, whatever its ids are",
         prefix_without_its_ids,
     ),
     Fault(
         "block freed too early",
-        "a request's first block is given away while it still decodes",
+        "a request's first block is given to another while it still decodes",
         freed_too_early,
     ),
     Fault(
@@ -361,7 +361,7 @@ FAULTS = (
     ),
     Fault(
         "attention by batch",
-        "up to four sequences, keys are split further",
+        "with up to four sequences, keys are split further",
         split_by_the_batch,
     ),
     Fault(
@@ -371,7 +371,7 @@ FAULTS = (
     ),
     Fault(
         "ties to the highest id",
-        "of equal logits the one of the highest id is chosen",
+        "of equal logits the one with the highest id is chosen",
         highest_id_wins,
     ),
     Fault(

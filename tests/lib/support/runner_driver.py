@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from bitassay.engine.models.kv_cache import BlockAllocator, slots_of
+from bitassay.engine.models.kv_cache import slots_of
+from bitassay.engine.scheduling.blocks import blocks_for
+from bitassay.engine.scheduling.step_plan import Result, Rows
 from bitassay.engine.step.outputs import collect
-from bitassay.engine.step.runner import Result, Rows, Runner
+from bitassay.engine.step.runner import Runner
 from bitassay.reference.trace import EagleTrace
 from support.same_bits import assert_same_bits
 
@@ -55,7 +57,8 @@ class Drive:
         self.runner, self.tokens, self.chunks, self.planted = runner, tokens, chunks, drafts
         self.starts = [0] * len(prompts) if starts is None else starts
         self.sequences = [Driven(i, list(p), list(p)) for i, p in enumerate(prompts)]
-        self.allocator = BlockAllocator(runner.num_blocks)
+        self._free = list(range(runner.num_blocks))
+        self._tables: dict[int, list[int]] = {}
 
     def run(self) -> list[Driven]:
         step = 0
@@ -70,6 +73,13 @@ class Drive:
             step += 1
         self.runner.check()
         return self.sequences
+
+    def table(self, sequence: int, positions: int) -> list[int]:
+        """Return a sequence's blocks, enough for so many positions."""
+        table = self._tables.setdefault(sequence, [])
+        while len(table) < blocks_for(positions):
+            table.append(self._free.pop())
+        return list(table)
 
     def drafted(self, s: Driven) -> int:
         return max(0, min(self.runner.num_drafts, self.tokens - 1 - s.generated))
@@ -87,7 +97,7 @@ class Drive:
         last = max(last, min(last + self.runner.num_drafts, limit))
         rows = Rows(
             request=s.number,
-            table=self.allocator.grow(s.number, last + 1),
+            table=self.table(s.number, last + 1),
             first=s.computed,
             ids=ids,
             drafts=len(drafts) if chooses else 0,
@@ -118,20 +128,20 @@ def compare(drive: Drive, s: Driven, plain: EagleTrace, full: EagleTrace | None)
     assert s.ids[first:] == plain.tokens.tolist()
     got = collect(s.results)
     assert got is not None
-    assert runner.prints is not None
+    assert runner.row_fingerprints is not None
     assert_same_bits(got.top_ids, plain.top_ids)
     assert_same_bits(got.top_bits, plain.top_bits)
     assert_same_bits(got.margins, plain.margins)
     assert_same_bits(got.lm_head, plain.fingerprints[:, -1])
-    slots = torch.tensor(slots_of(drive.allocator.grow(s.number, 0), range(len(s.ids) - 1)))
-    rows = runner.prints[slots.to(runner.device)]
+    slots = torch.tensor(slots_of(drive.table(s.number, 0), range(len(s.ids) - 1)))
+    rows = runner.row_fingerprints[slots.to(runner.device)]
     assert_same_bits(rows[first - 1 :, :-1], plain.fingerprints[:, :-1])
     assert_same_bits(fold(runner, rows[: first - 1]), plain.prompt_fingerprints[:-1])
     if full is None:
         return
-    assert runner.draft_prints is not None
+    assert runner.draft_fingerprints is not None
     assert got.drafts is not None
-    rows = runner.draft_prints[slots.to(runner.device)]
+    rows = runner.draft_fingerprints[slots.to(runner.device)]
     assert_same_bits(fold(runner, rows[: first - 1]), plain.drafts.prompt_fingerprints[:-1])
     seen = drive.tokens - 2  # after so many tokens something may be drafted
     assert_same_bits(rows[first - 1 :][:seen, :-1], plain.drafts.fingerprints[:seen, 0, :-1])
@@ -140,12 +150,12 @@ def compare(drive: Drive, s: Driven, plain: EagleTrace, full: EagleTrace | None)
         t += len(result.tokens)
         most = max(0, min(runner.num_drafts, drive.tokens - 2 - t))
         for truth in (plain, full):
-            told = [d for d in truth.drafts.tokens[t, :most].tolist() if d >= 0]
-            assert result.drafts[: len(told)] == told
-            want = truth.drafts.fingerprints[t, : len(told)]
-            assert_same_bits(got.drafts[n, : len(told)], want)
+            drafted = [d for d in truth.drafts.tokens[t, :most].tolist() if d >= 0]
+            assert result.drafts[: len(drafted)] == drafted
+            want = truth.drafts.fingerprints[t, : len(drafted)]
+            assert_same_bits(got.drafts[n, : len(drafted)], want)
 
 
 def fold(runner: Runner, rows: Tensor) -> Tensor:  # [R, O] -> [O - 1]
     """Fold each operation's rows; the last is the lm_head, which runs on none of them."""
-    return torch.stack([runner.model.backend.fold(column) for column in rows[:, :-1].t()])
+    return torch.stack([runner.model.ops.fold(column) for column in rows[:, :-1].t()])

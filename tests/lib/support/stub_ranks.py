@@ -19,10 +19,11 @@ import torch
 from bitassay.engine.distributed import group as group_module
 from bitassay.engine.distributed.group import Group
 from bitassay.engine.distributed.parallel import Requests, run_parallel, total
-from bitassay.engine.distributed.rendezvous import Place, RankError
+from bitassay.engine.distributed.rendezvous import RankError, RankInfo
 from bitassay.engine.scheduling.request import Output
 from bitassay.engine.scheduling.stats import Stats
 from bitassay.engine.trace import EngineTrace
+from bitassay.reference.spec.errors import SequenceError
 
 STEP = 4  # at which things go wrong
 
@@ -64,7 +65,7 @@ class StubEngine:
             own = self._tokens[number]
             own.append(sum(prompt) + len(own))
             if own[-1] == 666:
-                raise ValueError(f"request {number}, token {len(own)}: expected no 666")
+                raise SequenceError("expected no 666", request=number, step=len(own))
             finished = len(own) == count
             if finished:
                 del self._queue[number]
@@ -104,8 +105,8 @@ def plant(fault: str, group: Group) -> None:
             if fault in ("skip", "stuck"):
                 time.sleep(600)  # it lives, its heart beats, and it takes no part
             if fault == "freeze in":
-                assert self._watch is not None
-                self._watch.enter(self._entered + 1)
+                assert self._heartbeat is not None
+                self._heartbeat.enter(self._entered + 1)
                 time.sleep(1.2)  # for two beats to say so
                 os.kill(os.getpid(), signal.SIGSTOP)
         return whole(self, step + (fault == "astray" and step >= STEP), count)
@@ -120,9 +121,9 @@ def end(error: RankError | ValueError) -> NoReturn:
 
 
 def main(fault: str, timeout: float, prompts: list[list[int]]) -> None:
-    place = Place.from_environment()
+    rank_info = RankInfo.from_environment()
     requests = Requests(prompts, 9, order=list(reversed(range(len(prompts)))), cancelled={1: 1})
-    with Group.join(place, device="cpu", timeout=timeout, stuck=end) as group:
+    with Group.join(rank_info, device="cpu", timeout=timeout, stuck=end) as group:
         plant(fault, group)
         told: list[int] = []
         gathered = run_parallel(

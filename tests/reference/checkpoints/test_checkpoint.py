@@ -4,8 +4,6 @@ import functools
 import hashlib
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +23,7 @@ from bitassay.reference.checkpoints.checkpoint import (
     load_tokenizer,
     require,
 )
+from support.fresh_python import FreshPython
 from support.paths import GOLDEN
 
 CONFIG = {"model_type": "tiny", "vocab_size": 8, "torch_dtype": "bfloat16"}
@@ -344,12 +343,15 @@ def test_config_values(tmp_path: Path) -> None:
         config_dtype(checkpoint)
 
 
-def test_reading_weights_does_not_import_tokenizers(tmp_path: Path) -> None:
+def test_reading_weights_does_not_import_tokenizers(
+    fresh_python: FreshPython, tmp_path: Path
+) -> None:
     program = (
         "import sys; from bitassay.reference.checkpoints.checkpoint import load_checkpoint; "
         f"load_checkpoint({str(write_single(tmp_path))!r}); assert 'tokenizers' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+    done = fresh_python.run(program)
+    assert done.returncode == 0, done.stderr
 
 
 def test_tokenizer_digest_follows_the_tokenizer(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ class TwinEagle:
         for t in range(len(tokens)):
             most = max(0, min(depth, len(tokens) - 2 - t))
             drafted: list[int] = []
-            prints: list[list[int]] = []
+            row_fingerprints: list[list[int]] = []
             right = 0
             base = count + t - 1
             if most:
@@ -76,7 +76,7 @@ class TwinEagle:
                     position = base + len(drafted)
                     seen = self.row(drafted[-1], seen["draft.hidden"], position, chain)
                 token, logits = self.choice(seen)
-                prints.append(
+                row_fingerprints.append(
                     [int(fingerprint_rows(x.flatten(1))) for x in (*seen.values(), logits)]
                 )
                 drafted.append(token)
@@ -85,7 +85,7 @@ class TwinEagle:
                 right += 1
             out["tokens"].append(drafted)
             out["accepted"].append(right)
-            out["prints"].append(prints)
+            out["prints"].append(row_fingerprints)
         folds = [
             int(fold(torch.cat([fingerprint_rows(seen[name].flatten(1)) for seen in before])))
             for name in (before[0] if before else ())

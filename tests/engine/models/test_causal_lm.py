@@ -84,18 +84,22 @@ def generate(
     return traces  # type: ignore[return-value]
 
 
+# Schedules do not depend on the architecture: each is run on one of the two, both models on both.
 @interpreted
 @pytest.mark.parametrize(
-    ("model", "count", "how"),
+    ("gpu_emulation", "model", "count", "how"),
     [
-        ("llama", 3, {}),
-        ("llama", 3, {"max_num_seqs": 2, "order": [0, 2, 1], "max_num_batched_tokens": 16}),
-        ("one layer", 2, {"max_num_seqs": 1, "order": [1, 0], "max_num_batched_tokens": 3}),
-        ("qwen3", 3, {"max_num_seqs": 2, "order": [2, 0, 1]}),
-        ("qwen3", 2, {"max_num_batched_tokens": 3}),
-        ("qwen3", 3, {"max_num_seqs": 1, "max_num_batched_tokens": 16}),
+        ("sm_89", "llama", 3, {}),
+        ("sm_90", "llama", 3,
+         {"max_num_seqs": 2, "order": [0, 2, 1], "max_num_batched_tokens": 16}),
+        ("sm_89", "one layer", 2,
+         {"max_num_seqs": 1, "order": [1, 0], "max_num_batched_tokens": 3}),
+        ("sm_90", "qwen3", 3, {"max_num_seqs": 2, "order": [2, 0, 1]}),
+        ("sm_90", "qwen3", 2, {"max_num_batched_tokens": 3}),
+        ("sm_89", "qwen3", 3, {"max_num_seqs": 1, "max_num_batched_tokens": 16}),
     ],
-)
+    indirect=["gpu_emulation"],
+)  # fmt: skip
 def test_generate_is_the_sequential_truth(
     gpu_emulation: str, tiny: Tiny, truth: Any, model: str, count: int, how: dict[str, Any]
 ) -> None:
@@ -108,7 +112,11 @@ def test_generate_is_the_sequential_truth(
 
 
 @interpreted
-@pytest.mark.parametrize("model", ["one layer", "qwen3"])
+@pytest.mark.parametrize(
+    ("gpu_emulation", "model"),
+    [("sm_89", "qwen3"), ("sm_90", "one layer")],
+    indirect=["gpu_emulation"],
+)
 def test_logits_in_pieces_are_the_same(
     gpu_emulation: str, tiny: Tiny, truth: Any, monkeypatch: pytest.MonkeyPatch, model: str
 ) -> None:
@@ -119,17 +127,19 @@ def test_logits_in_pieces_are_the_same(
 
 @interpreted
 @pytest.mark.parametrize(
-    ("arguments", "contract"),
+    ("gpu_emulation", "arguments", "contract"),
     [
-        ({"dtype": torch.float16, "num_hidden_layers": 1}, {"logits_dtype": "float32"}),
-        ({"attention_bias": True, "mlp_bias": True, "num_hidden_layers": 1}, {}),
+        ("sm_89", {"dtype": torch.float16, "num_hidden_layers": 1}, {"logits_dtype": "float32"}),
+        ("sm_90", {"attention_bias": True, "mlp_bias": True, "num_hidden_layers": 1}, {}),
         (
+            "sm_90",
             {"head_dim": 128, "num_attention_heads": 2, "num_key_value_heads": 2,
              "num_hidden_layers": 1, "model_type": "qwen3"},
             {},
         ),
     ],
     ids=["fp16 with fp32 logits", "biases", "heads of 128"],
+    indirect=["gpu_emulation"],
 )  # fmt: skip
 def test_other_models_give_the_same_bits(
     gpu_emulation: str, tiny: Tiny, arguments: dict[str, Any], contract: dict[str, Any]
@@ -196,12 +206,13 @@ def norm_of_unrounded_sum(
 
 @interpreted
 @pytest.mark.parametrize(
-    ("name", "tampered", "first"),
+    ("gpu_emulation", "name", "tampered", "first"),
     [
-        ("silu_and_mul", silu_rounded_twice, "layers.0.silu_and_mul"),
-        ("paged_attention", attention_in_other_blocks, "layers.0.attention"),
-        ("add_rms_norm", norm_of_unrounded_sum, "layers.0.post_attention_layernorm"),
+        ("sm_90", "silu_and_mul", silu_rounded_twice, "layers.0.silu_and_mul"),
+        ("sm_89", "paged_attention", attention_in_other_blocks, "layers.0.attention"),
+        ("sm_90", "add_rms_norm", norm_of_unrounded_sum, "layers.0.post_attention_layernorm"),
     ],
+    indirect=["gpu_emulation"],
 )
 def test_another_rounding_is_named_by_the_first_operation_that_differs(
     gpu_emulation: str, tiny: Tiny, truth: Any, name: str, tampered: Any, first: str
@@ -220,6 +231,7 @@ def test_another_rounding_is_named_by_the_first_operation_that_differs(
 
 
 @interpreted
+@pytest.mark.parametrize("gpu_emulation", ["sm_90"], indirect=True)
 def test_nan_names_prompt_and_step(gpu_emulation: str, tiny: Tiny) -> None:
     checkpoint, contract = tiny(**MODELS["one layer"]), small(gpu_emulation)
     prompts = [[1, 1], [2], [3, 3, 3]]
@@ -239,6 +251,7 @@ def test_nan_names_prompt_and_step(gpu_emulation: str, tiny: Tiny) -> None:
 
 
 @interpreted
+@pytest.mark.parametrize("gpu_emulation", ["sm_89"], indirect=True)
 def test_nan_in_a_later_piece_of_a_step(
     gpu_emulation: str, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -253,6 +266,7 @@ def test_nan_in_a_later_piece_of_a_step(
 
 
 @interpreted
+@pytest.mark.parametrize("gpu_emulation", ["sm_90"], indirect=True)
 def test_eps_is_the_configurations(gpu_emulation: str, tiny: Tiny) -> None:
     checkpoint = tiny(model_type="qwen3", num_hidden_layers=1, rms_norm_eps=0.05)
     contract = default_contract(gpu_emulation)

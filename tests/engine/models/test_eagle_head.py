@@ -33,11 +33,12 @@ TOKENS = 4
 
 @interpreted
 @pytest.mark.parametrize(
-    ("kind", "options", "padded"),
+    ("gpu_emulation", "kind", "options", "padded"),
     [
-        ("eagle", {"fc_bias": True, "own_embedding": True}, True),
-        ("eagle3", {"attention_bias": True}, False),
+        ("sm_89", "eagle", {"fc_bias": True, "own_embedding": True}, True),
+        ("sm_90", "eagle3", {"attention_bias": True}, False),
     ],
+    indirect=["gpu_emulation"],
 )
 def test_a_prompt_and_its_rounds(
     gpu_emulation: str, tiny: Tiny, tmp_path: Path, kind: str, options: dict[str, Any],

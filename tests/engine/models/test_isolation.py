@@ -97,7 +97,11 @@ VALUES = pytest.mark.parametrize(
 
 @interpreted
 @VALUES
-@pytest.mark.parametrize("model_type", ["llama", "qwen3"])
+@pytest.mark.parametrize(
+    ("gpu_emulation", "model_type"),
+    [("sm_89", "llama"), ("sm_90", "qwen3")],
+    indirect=["gpu_emulation"],
+)
 def test_neighbours_cannot_be_felt(
     gpu_emulation: str, tiny: Callable[..., Checkpoint], model_type: str, value: float
 ) -> None:

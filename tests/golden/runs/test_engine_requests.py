@@ -271,7 +271,7 @@ def test_what_was_not_exercised_cannot_pass(recorded_pair, run, ran, monkeypatch
     assert status == 2
     assert "0 different" in out
     assert "not exercised (engine on the reference, K = 3" in err
-    assert "was made for prefix hits and came to none" in err
+    assert "was made for prefix hits and exercised none" in err
 
 
 def test_a_sweep_runs_every_configuration_and_none_hides_another(
@@ -311,7 +311,7 @@ def test_a_sweep_runs_every_configuration_and_none_hides_another(
         (("--sweep",), "--sweep: expected the engine: add --with gpu or --with engine"),
         (("--with", "engine", "--k", "6"), "num_speculative_tokens: expected 0 … 5, found 6"),
         (("--with", "engine", "--backend", "cpu"), "'cpu' is not one of 'gpu', 'interpreter'"),
-        (("--with", "gpu", "--backend", "reference"), "is --with engine --backend gpu: leave"),
+        (("--with", "gpu", "--backend", "reference"), "is --with engine --backend gpu: omit"),
         (("--with", "engine", "--seed", "3"), "--seed is of --sweep; --shuffle and --arrivals"),
         (("--with", "engine", "--sweep", "--k", "1"), "--k: a sweep chooses its configurations"),
         (("--with", "engine", "--sequential"), "--sequential and --jobs are for --with reference"),

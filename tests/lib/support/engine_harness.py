@@ -45,9 +45,7 @@ class Trial:
     head: EagleHead
 
     @classmethod
-    def load(
-        cls, job: Job, contract: Contract, ops: Ops, device: str | torch.device
-    ) -> Trial:
+    def load(cls, job: Job, contract: Contract, ops: Ops, device: str | torch.device) -> Trial:
         """Load a job's model and head on a switch over a ops."""
         assert job.draft is not None
         checkpoint, draft = load_checkpoint(job.model), load_checkpoint(job.draft)

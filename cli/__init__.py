@@ -13,7 +13,8 @@ __all__ = ["main", "script"]
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status; argv: as in sys.argv[1:], None for those.
 
-    Whatever goes wrong is told on stderr and is status 2, never 1; nothing is raised.
+    Whatever goes wrong is told on stderr and is status 2, never 1; nothing is raised. Only a rank
+    of torchrun's that waits in vain for the others ends its process.
     """
     from bitassay.cli.app import main
 
@@ -32,4 +33,9 @@ def script() -> int:
     from bitassay.cli.app import main
 
     signal.signal(signal.SIGINT, before)
-    return main()
+    status = main()
+    if "RANK" in os.environ:  # torchrun started this process, and others like it
+        from bitassay.golden.runs.child_main import leave
+
+        leave(status)
+    return status

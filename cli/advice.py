@@ -1,15 +1,19 @@
-"""Errors as the command tells them: with the command that would mend them."""
+"""Errors as the command tells them: with its own options, and the command that would mend them."""
 
 from __future__ import annotations
 
 import shlex
 
+from bitassay.cli.flags import spelled
+from bitassay.engine.config import OptionError
 from bitassay.golden import suites
 from bitassay.golden.errors import GoldenError, RecordAgain
 
 
 def worded(error: Exception) -> str:
     """Return what an error says, and the command that it advises, if any."""
+    if isinstance(error, OptionError):
+        return f"{spelled(error.options)}: {error.reason}"
     advice = error.advice if isinstance(error, GoldenError) else None
     return str(error) if advice is None else f"{error}: {recording(advice)}"
 

@@ -6,7 +6,7 @@ Exit status: 0 equal, 1 different, 2 could not check, 130 interrupted.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated
 
 import typer
@@ -40,11 +40,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     # OpenMP reads it when torch loads. On a machine with other work, threads that spin while they
     # wait for each other took many times as long as threads that sleep.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    arguments = None if argv is None else list(argv)
+
+    def act() -> int:
+        return app(_arguments(argv), standalone_mode=True) or EQUAL
+
     try:
-        return guarded(lambda: app(arguments, standalone_mode=True) or EQUAL)
+        return guarded(act)
     except SystemExit as end:  # how typer ends a command, whatever its status
         return end.code if isinstance(end.code, int) else COULD_NOT_CHECK if end.code else EQUAL
+
+
+def _arguments(argv: Sequence[str] | None) -> list[str] | None:
+    if argv is None:
+        return None
+    if isinstance(argv, str) or not isinstance(argv, Iterable):
+        raise ValueError(f"argv: expected a list of strings, found {argv!r}")
+    arguments: list[object] = list(argv)
+    if strange := [x for x in arguments if not isinstance(x, str)]:
+        raise ValueError(f"argv: expected a list of strings, found {strange[0]!r} in it")
+    return [str(x) for x in arguments]
 
 
 @app.callback()

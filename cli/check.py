@@ -12,7 +12,8 @@ from rich.text import Text
 
 from bitassay.cli.comparison_output import say_comparison
 from bitassay.cli.console import DIFFERENT, EQUAL, each, progress, say
-from bitassay.cli.engine_options import FLAGS, Given, spelled, takes_engine_options
+from bitassay.cli.engine_options import Given, takes_engine_options
+from bitassay.cli.flags import FLAGS, spelled
 from bitassay.cli.options import (
     OUTPUT,
     DraftOption,
@@ -93,8 +94,8 @@ def check(
 ) -> None:
     """Run something and compare every bit of what it gives with the goldens.
 
-    The engine's options need --with gpu, interpreter or engine. With --all, --with gpu
-    means the goldens of this GPU's architecture; the others are named.
+    The engine's options need --with gpu, interpreter or engine. With --all,
+    --with gpu means the goldens of this GPU's architecture; others are named.
 
     Example: bitassay check llama-pico/sm_90 --with gpu --shuffle 1
 

@@ -33,6 +33,8 @@ _NO_TERMINAL = 300  # columns: digests and names of GPUs are for grep and copyin
 
 def say(what: RenderableType) -> None:
     """Print a result; long lines and tables are left whole where the output is no terminal."""
+    if sys.stdout is None:  # closed by whoever started this process
+        raise BrokenPipeError
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = _NO_TERMINAL
@@ -84,7 +86,7 @@ def guarded(action: Callable[[], int], said: set[str] | None = None) -> int:
 def _unheard(said: set[str]) -> None:
     """Tell that nobody reads the output, and keep Python from trying again at its end."""
     said.add(UNHEARD)
-    with suppress(OSError, ValueError):  # a stream that is no file has no descriptor
+    with suppress(OSError, ValueError, AttributeError):  # a stream may have no descriptor
         nothing = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nothing, sys.stdout.fileno())
         os.close(nothing)

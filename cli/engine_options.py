@@ -1,6 +1,6 @@
 """The engine's options on the command line, made from the record that the engine runs by.
 
-What each is called and says stands here; its type and default are those of EngineOptions.
+What each is called and says stands in FLAGS; its type and default are those of EngineOptions.
 """
 
 from __future__ import annotations
@@ -8,11 +8,12 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from bitassay.cli.flags import FLAGS
 from bitassay.golden.runs.engine_options import EngineOptions
 
 PANEL = "Engine"
@@ -20,49 +21,6 @@ PANEL = "Engine"
 Given = dict[str, Any]  # fields of EngineOptions that were given, and their values
 
 
-@dataclass(frozen=True)
-class Flag:
-    """How a field is given.
-
-    default: in words, where the record's own default says too little. sets: the value that a flag
-    without a value stands for.
-    """
-
-    names: str
-    help: str
-    metavar: str | None = None
-    minimum: int | None = None
-    default: str | None = None
-    sets: bool = True
-
-
-FLAGS = {
-    "backend": Flag("--backend", "gpu, interpreter or reference", "NAME"),
-    "dp": Flag("--dp", "data-parallel ranks, which share the prompts", "N", 1),
-    "num_speculative_tokens": Flag("--k", "draft tokens a round", "K", 0, "3 with a head, else 0"),
-    "max_num_seqs": Flag("--max-num-seqs", "requests that run at once, on each rank", "N", 1),
-    "max_num_batched_tokens": Flag("--max-num-batched-tokens", "rows a step", "N", 1),
-    "num_blocks": Flag(
-        "--num-blocks", "blocks of 16 positions in the cache", "N", 1, "enough for all"
-    ),
-    "enable_prefix_caching": Flag(
-        "--no-prefix-caching", "compute every prefix anew", default="kept", sets=False
-    ),
-    "enforce_eager": Flag(
-        "--eager/--graphs",
-        "decode without or with CUDA graphs",
-        None,
-        None,
-        "as the GPU is trusted",
-    ),
-    "shuffle": Flag("--shuffle", "take the prompts in another order", "SEED"),
-    "late": Flag("--arrivals", "let prompts come late, at steps drawn with this seed", "SEED"),
-    "cancel": Flag("--cancel", "beside every Nth prompt, a copy that is cancelled", "N", 1),
-    "warm": Flag("--warm", "run twice and compare the second time", default="once"),
-    "timeout": Flag(
-        "--timeout", "seconds that ranks wait for each other", "S", None, "60 on GPUs, else 1800"
-    ),
-}
 # Fields that only a program sets: a sweep, or what a command keeps of a run.
 INTERNAL = ("capture", "force_graphs", "mirrored", "must")
 
@@ -84,11 +42,6 @@ def takes_engine_options(*names: str) -> Callable[[Callable[..., None]], Callabl
         return with_options
 
     return decorate
-
-
-def spelled(names: list[str]) -> str:
-    """Return fields as they are spelled on the command line."""
-    return ", ".join(FLAGS[name].names if name in FLAGS else name for name in names)
 
 
 def _value(name: str, given: Any) -> Any:

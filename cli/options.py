@@ -45,7 +45,7 @@ PromptsOption = Annotated[
     typer.Option(
         "--prompts",
         metavar="N|FILE",
-        help="the first N prompts alone; or, with --model, the file of prompts (both: twice)",
+        help="the first N prompts alone; with --model, the file of prompts; may be given for both",
     ),
 ]
 JobsOption = Annotated[

@@ -60,11 +60,13 @@ def record(
 ) -> None:
     """Regenerate goldens with the reference and compare them with the store.
 
-    Recorded tokens are replayed: where each is chosen again, the golden is what would be generated.
-    Where they are not, or the golden is of another model or contract, it is generated step by step.
+    Recorded tokens are replayed: where each is chosen again, the golden is
+    what would be generated. Where they are not, or the golden is of another
+    model or contract, it is generated step by step.
 
-    Without --accept nothing is written: equal is 0, different is 1, missing is 2. Only a new golden
-    of a model of your own is written at once. It may be interrupted, and goes on where it ended.
+    Without --accept nothing is written: equal is 0, different is 1, missing is
+    2. Only a new golden of a model of your own is written at once. It may be
+    interrupted, and goes on where it ended.
 
     Example: bitassay record context-lm/sm_89 --accept
 

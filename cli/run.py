@@ -78,10 +78,6 @@ def run(
         job = _job(chosen, _arch(options.backend, arch), count, max_tokens, options, stop_at_eos)
         return _run(job, options.dp, stream)
 
-    if "RANK" in os.environ:  # torchrun started this process, and others like it
-        from bitassay.golden.runs.child_main import leave
-
-        leave(guarded(act))
     raise typer.Exit(guarded(act))
 
 
@@ -175,7 +171,10 @@ def _job(
 
     inputs = load_inputs(suite, arch)
     if not inputs.facts.has_cache:
-        raise GoldenError(f"{suite.model}: the engine runs transformers, which this is not")
+        raise GoldenError(
+            f"{suite.name}: expected a model with a KV cache, which the engine serves; run this "
+            f"with `bitassay check {suite.name} --with interpreter`, or --with gpu"
+        )
     job = inputs.first(count or len(inputs.job.prompts), tokens or suite.tokens)
     return EngineJob(
         job,

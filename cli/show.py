@@ -38,7 +38,9 @@ def show(
     golden = target.read(name)
     known = golden.stream.prompt_names
     if unknown := [p for p in prompt or [] if p not in known]:
-        raise GoldenError(f"golden {name} has no prompt {unknown[0]!r}: it has {', '.join(known)}")
+        raise GoldenError(
+            f"golden {name} has no prompt {unknown[0]!r}: it has {known[0]} … {known[-1]}"
+        )
     say(facts(golden))
     chosen = [s for s, known_name in enumerate(known) if text or known_name in (prompt or [])]
     for stream in streams(golden, chosen, decoder(name)):

@@ -8,13 +8,31 @@ from typing import Any
 
 from bitassay.reference.spec.contract import DRAFT_DEPTH
 
+# Blocks of a cache: of more, no GPU could hold even one layer's keys and values.
+MAX_BLOCKS = 2**24
 SPECULATIVE_TOKENS = 3  # a round, where there is a draft head and nobody says how many
 
 
+class OptionError(ValueError):
+    """Fields of a configuration that no run could work with.
+
+    options: the fields' names, for whoever names them otherwise. reason: expected, found, what to
+    do.
+    """
+
+    def __init__(self, options: str | list[str], reason: str) -> None:
+        super().__init__(options, reason)
+        self.options = [options] if isinstance(options, str) else options
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{', '.join(self.options)}: {self.reason}"
+
+
 def check_integer(name: str, value: Any) -> None:
-    """Raise ValueError unless a value is an integer, of whatever type; no bool is one."""
+    """Raise OptionError unless a value is an integer, of whatever type; no bool is one."""
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise ValueError(f"{name}: expected an integer, found {value!r}")
+        raise OptionError(name, f"expected an integer, found {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +57,7 @@ class EngineConfig:
     capture: bool = True
 
     def __post_init__(self) -> None:
-        """Raise ValueError for a size that no run could work with."""
+        """Raise OptionError for a size that no run could work with."""
         for name in (
             "num_speculative_tokens",
             "max_num_seqs",
@@ -51,32 +69,38 @@ class EngineConfig:
                 check_integer(name, value)
         drafts = self.num_speculative_tokens or 0
         if not 0 <= drafts <= DRAFT_DEPTH:
-            raise ValueError(f"num_speculative_tokens: expected 0 … {DRAFT_DEPTH}, found {drafts}")
+            raise OptionError(
+                "num_speculative_tokens", f"expected 0 … {DRAFT_DEPTH}, found {drafts}"
+            )
         if self.max_num_seqs < 1:
-            raise ValueError(f"max_num_seqs: expected at least 1, found {self.max_num_seqs}")
+            raise OptionError("max_num_seqs", f"expected at least 1, found {self.max_num_seqs}")
         # A token and its drafts are verified in one step: cut, they would be accepted otherwise.
         if self.max_num_batched_tokens < drafts + 1:
-            raise ValueError(
-                f"max_num_batched_tokens: expected at least {drafts + 1}, a token and its {drafts} "
-                f"drafts, found {self.max_num_batched_tokens}"
+            raise OptionError(
+                "max_num_batched_tokens",
+                f"expected at least {drafts + 1}, a token and its {drafts} drafts, found "
+                f"{self.max_num_batched_tokens}",
             )
-        if self.num_blocks is not None and self.num_blocks < 1:
-            raise ValueError(f"num_blocks: expected at least 1, or None, found {self.num_blocks}")
+        if self.num_blocks is not None and not 1 <= self.num_blocks <= MAX_BLOCKS:
+            raise OptionError(
+                "num_blocks", f"expected 1 … {MAX_BLOCKS:,}, or None, found {self.num_blocks}"
+            )
         if self.enforce_eager and self.force_graphs:
             raise ValueError("enforce_eager and force_graphs exclude each other: set one of them")
 
     def drafts(self, *, head: bool) -> int:
         """Return K for a model with a draft head, or without one.
 
-        Raises ValueError where drafts are asked for without a head, and where none are asked for
+        Raises OptionError where drafts are asked for without a head, and where none are asked for
         and the default does not fit into a step.
         """
         if self.num_speculative_tokens is None:
             drafts = SPECULATIVE_TOKENS if head else 0
         elif self.num_speculative_tokens and not head:
-            raise ValueError(
-                f"num_speculative_tokens: expected 0 without a draft head, found "
-                f"{self.num_speculative_tokens}: load one, or ask for no drafts"
+            raise OptionError(
+                "num_speculative_tokens",
+                f"expected 0 without a draft head, found {self.num_speculative_tokens}: ask for "
+                "no drafts, or load a head where there is one",
             )
         else:
             drafts = self.num_speculative_tokens

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from bitassay.golden.compare.diff import Comparison, compare
-from bitassay.golden.errors import CannotRunError, GoldenError, StaleError
+from bitassay.golden.errors import CannotRunError, CorruptError, GoldenError, StaleError
 from bitassay.golden.inputs.job import Progress
 from bitassay.golden.inputs.suite_inputs import Inputs, load_inputs
 from bitassay.golden.provenance import Identity, another
@@ -128,6 +128,7 @@ def current(store: Store, name: str, own: OwnModel | None) -> tuple[Golden, Inpu
     golden = store.read(name)
     inputs = load_inputs(*_suite(golden, own))
     require_current(golden, inputs.identity, store)
+    require_whole(golden, inputs)
     return golden, inputs
 
 
@@ -163,6 +164,34 @@ def require_current(golden: Golden, identity: Identity, store: Store) -> None:
             f"{here['tokens']}: {review}",
             advice=advice,
         )
+
+
+def require_whole(golden: Golden, inputs: Inputs) -> None:
+    """Raise CorruptError unless a golden holds all that its identity promises.
+
+    A run is made of the golden's prompts and tokens: of a golden that holds fewer, or others, less
+    would be compared, and the result would be equal.
+    """
+    stream, job, facts = golden.stream, inputs.job, inputs.facts
+    promised: list[tuple[str, object, object]] = [
+        ("prompts", len(job.prompts), len(stream.prompt_names)),
+        ("names of prompts", job.prompt_names, stream.prompt_names),
+        ("ids of prompts", [list(ids) for ids in job.prompts], stream.prompts),
+        ("tokens a prompt", job.steps, stream.steps),
+        ("operations", facts.operations, stream.operations),
+        (
+            "operations of the draft head",
+            facts.draft_operations,
+            () if stream.drafts is None else stream.drafts.draft_operations,
+        ),
+    ]
+    for what, expected, found in promised:
+        if expected != found:
+            figures = f" ({found}, expected {expected})" if isinstance(expected, int) else ""
+            raise CorruptError(
+                f"golden {inputs.identity.name} has other {what} than it was recorded for"
+                f"{figures}: restore the store, or record it in an empty one"
+            )
 
 
 def of_this_gpu(names: list[str]) -> tuple[list[str], list[str]]:

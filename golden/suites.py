@@ -104,7 +104,9 @@ def select(names: list[str], everything: bool) -> list[str]:
     Raises GoldenError for an unknown suite or architecture, and when nothing was named.
     """
     if everything == bool(names):
-        raise GoldenError(f"name goldens, or all of them, one of the two: known are {_known()}")
+        raise GoldenError(
+            f"expected names of goldens, or --all, one of the two: known are {_known()}"
+        )
     if everything:
         names = list(SUITES)
     return list(dict.fromkeys(golden for name in names for golden in _expand(name)))

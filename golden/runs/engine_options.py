@@ -59,7 +59,7 @@ class EngineOptions(EngineConfig):
     def serving(self) -> list[str]:
         """The options that are set and mean nothing to a model that is run in whole batches."""
         default = EngineOptions()
-        batches = {"max_num_seqs", "shuffle", "backend", "timeout", "capture", "must"}
+        batches = {"max_num_seqs", "shuffle", "backend", "capture", "must"}
         own = {"num_speculative_tokens"} if not self.num_speculative_tokens else set()
         names = [f.name for f in fields(self) if f.name not in batches | own]
         return [name for name in names if getattr(self, name) != getattr(default, name)]
@@ -68,7 +68,9 @@ class EngineOptions(EngineConfig):
         """Return what is run, in words; head: whether there is a draft head."""
         where = "the GPU" if self.backend is Backend.GPU else f"the {self.backend}"
         parts = [f"engine on {where}"]
-        parts += [f"K = {self.drafts(head=head)}"] if head else []
+        if head:
+            drafts = self.drafts(head=head)
+            parts += [f"K = {drafts}" if drafts else "K = 0, drafts not compared"]
         parts += [f"DP = {self.dp}"] if self.dp > 1 else []
         parts += [f"{self.max_num_seqs} at once, {self.max_num_batched_tokens} rows a step"]
         parts += [] if self.num_blocks is None else [f"{self.num_blocks} blocks"]

@@ -16,7 +16,13 @@ from bitassay.golden.runs.engine_job import EngineJob, EngineRun
 from bitassay.golden.runs.engine_options import EVICTIONS, HITS, PREEMPTIONS, EngineOptions
 from bitassay.golden.runs.runner import Run
 from bitassay.golden.streams.drafts import DraftStream, run_of
-from bitassay.golden.streams.token_stream import ARRAYS, TokenStream, from_parts, take
+from bitassay.golden.streams.token_stream import (
+    ARRAYS,
+    TokenStream,
+    from_parts,
+    ragged,
+    take,
+)
 from bitassay.golden.streams.traces import Arrays, as_stored
 from bitassay.reference.spec.contract import DRAFT_DEPTH
 
@@ -106,7 +112,8 @@ def as_run(
             name = job.prompt_names[requests.prompts[r]]
             raise GoldenError(f"expected the engine's trace of {name}, found none")
         traces.append(trace)
-    found = _stream(traces, expected, facts)
+    ran = [list(job.prompts[prompt]) for prompt in prompts]
+    found = _stream(traces, ran, expected, facts)
     return Run(expected, found, missing(run, job, options, requests), run.total)
 
 
@@ -133,8 +140,10 @@ def _ample(job: Job, options: EngineOptions) -> int:
     return together + (sum(own) if options.enable_prefix_caching else 0)
 
 
-def _stream(traces: Sequence[Arrays], expected: TokenStream, facts: ModelFacts) -> TokenStream:
-    """The traces as a stream of the expected one's prompts."""
+def _stream(
+    traces: Sequence[Arrays], prompts: list[list[int]], expected: TokenStream, facts: ModelFacts
+) -> TokenStream:
+    """The traces as a stream of the prompts that were run, named as expected."""
     named = [name for name in ARRAYS if name not in ("prompt_ids", "prompt_offsets")]
     for name, trace in zip(expected.prompt_names, traces, strict=True):
         if len(trace["tokens"]) != expected.steps:
@@ -143,7 +152,7 @@ def _stream(traces: Sequence[Arrays], expected: TokenStream, facts: ModelFacts) 
                 f"{len(trace['tokens'])}"
             )
     arrays = {name: np.stack([as_stored(trace[name], name) for trace in traces]) for name in named}
-    arrays |= {name: getattr(expected, name) for name in ("prompt_ids", "prompt_offsets")}
+    arrays |= ragged(prompts)
     labels = {
         "operations": facts.operations,
         "prompt_names": expected.prompt_names,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from bitassay.golden.errors import GoldenError
+from bitassay.engine.config import OptionError
 from bitassay.golden.inputs.job import Job, Progress
 from bitassay.golden.inputs.model_info import ModelFacts
 from bitassay.golden.inputs.suite_inputs import Inputs
@@ -145,9 +145,10 @@ def _plan(
 def _require(plan: _Plan, facts: ModelFacts) -> None:
     """Raise GoldenError for options that the model cannot run with, or ranks that are not here."""
     if not facts.has_cache and (serving := plan.options.serving):
-        raise GoldenError(
-            f"{', '.join(serving)}: expected none of these for the model of {plan.job.model}, "
-            "which is no transformer and runs in whole batches: omit them"
+        raise OptionError(
+            serving,
+            f"expected none for the model of {plan.job.model}, which is no transformer and runs in "
+            "whole batches: omit it",
         )
     require_backend(plan.options.backend, plan.job.arch, plan.options.dp)
 

@@ -137,5 +137,8 @@ def _remote(url: str) -> tuple[Any, str]:
         from fsspec.core import url_to_fs
     except ImportError:
         raise StoreError(f"store {url}: reading a URL needs fsspec: pip install fsspec") from None
-    filesystem, base = url_to_fs(url)
+    try:
+        filesystem, base = url_to_fs(url)
+    except ImportError as error:  # fsspec names the package of this kind of URL
+        raise StoreError(f"store {url}: {error}") from None
     return filesystem, base.rstrip("/")

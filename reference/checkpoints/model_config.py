@@ -5,6 +5,7 @@ Key names: https://huggingface.co/docs/transformers/model_doc/llama and …/qwen
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -269,7 +270,7 @@ def _number(
 ) -> float:
     value: Any = where.get(key, default)
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 < value < float("inf"):
+    if not number or not 0 < value <= sys.float_info.max:
         raise _unfit(checkpoint, f"{key} to be a positive number", repr(value))
     return float(value)
 

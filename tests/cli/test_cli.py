@@ -145,7 +145,7 @@ def test_show_prints_provenance_and_streams(folder, run):
     assert run("show", "tiny/sm_89", "--text")[1].count("── p") == 6
     status, _, err = run("show", "tiny/sm_89", "--prompt", "p9")
     assert status == 2
-    assert "has no prompt 'p9': it has p0, p1" in err
+    assert "has no prompt 'p9': it has p0 … p" in err
 
 
 def test_progress_is_told_in_lines_where_there_is_no_terminal(folder, run, monkeypatch):

@@ -278,7 +278,7 @@ def test_torchrun_starts_the_same_command(tiny, run):
     [
         ([], "name a suite (context-lm, "),
         (["nothing"], "unknown suite 'nothing': known are context-lm"),
-        (["context-lm", "--backend", "reference"], "the engine runs transformers, which this is"),
+        (["context-lm", "--backend", "reference"], "expected a model with a KV cache, which the"),
         (["llama-pico", "--draft", "x"], "--draft needs --model DIR"),
         (
             ["llama-pico", "--backend", "reference", "--k", "3"],

@@ -260,7 +260,7 @@ def test_unknown_names_are_refused(folder, run, command):
     for unfit in ((), ("tiny", "--all")):
         status, _, err = run(command, *unfit)
         assert status == 2
-        assert "name goldens, or all of them, one of the two" in err
+        assert "expected names of goldens, or --all, one of the two" in err
 
 
 def test_a_missing_model_or_store_is_refused(folder, run):

@@ -309,7 +309,7 @@ def test_a_sweep_runs_every_configuration_and_none_hides_another(
     [
         (("--k", "3"), "--k: an option of the engine, which --with reference does not run"),
         (("--sweep",), "--sweep: expected the engine: add --with gpu or --with engine"),
-        (("--with", "engine", "--k", "6"), "num_speculative_tokens: expected 0 … 5, found 6"),
+        (("--with", "engine", "--k", "6"), "--k: expected 0 … 5, found 6"),
         (("--with", "engine", "--backend", "cpu"), "'cpu' is not one of 'gpu', 'interpreter'"),
         (("--with", "gpu", "--backend", "reference"), "is --with engine --backend gpu: omit"),
         (("--with", "engine", "--seed", "3"), "--seed is of --sweep; --shuffle and --arrivals"),
@@ -331,8 +331,36 @@ def test_a_model_without_a_cache_or_a_head_is_told(folder, run):
     assert "equal (kernels on the reference, batches of 64): 2 prompts" in out
     status, _, err = run("check", "tiny/sm_90", *given, "--dp", "2", "--warm")
     assert status == 2
-    assert "dp, warm: expected none of these for the model of" in err
+    assert "--dp, --warm: expected none for the model of" in err
     assert "is no transformer and runs in whole batches" in err
     status, _, err = run("check", "tiny/sm_90", *given, "--k", "2")
     assert status == 2
-    assert "num_speculative_tokens: expected 0 without a draft head, found 2" in err
+    assert "--k: expected 0 without a draft head, found 2" in err
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda s: s.first(2), "prompts than it was recorded for (2, expected 3)"),
+        (lambda s: s.first(None, 5), "tokens a prompt than it was recorded for (5, expected"),
+        (lambda s: replace(s, prompt_names=("z", *s.prompt_names[1:])), "names of prompts"),
+        (lambda s: replace(s, prompt_ids=s.prompt_ids ^ (s.prompt_ids == 7)), "ids of prompts"),
+        (lambda s: replace(s, operations=s.operations[::-1]), "operations"),
+        (lambda s: replace(s, drafts=None), "operations of the draft head"),
+    ],
+)
+@pytest.mark.parametrize("way", ["reference", "engine"])
+def test_a_golden_that_holds_less_than_it_promises_cannot_pass(
+    recorded_pair, run, generated, monkeypatch, change, what, way
+):
+    """Its digests are right, as if whoever recorded it had been wrong."""
+    monkeypatch.delenv("CI", raising=False)
+    store = Store(recorded_pair[-1])
+    whole = store.read("pair/sm_90")
+    assert whole.stream.prompts == generated.prompts
+    changed = change(whole.stream)
+    store.publish(changed, whole.provenance, accept=True)
+    given = ("--with", way, *(("--backend", "reference") if way == "engine" else ()))
+    status, out, err = run("check", "pair/sm_90", *recorded_pair, *given)
+    assert (status, out) == (2, "")
+    assert f"golden pair/sm_90 has other {what}" in err

@@ -198,6 +198,7 @@ REFUSED: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
         "high_freq_factor above low_freq_factor; found 512, 1.0 and 1.0",
     ),
     "theta 0": (with_(rope_theta=0), "rope_theta to be a positive number; found 0"),
+    "theta beyond floats": (with_(rope_theta=10**400), "rope_theta to be a positive number"),
     "theta as text": (with_(rope_theta="10000"), "rope_theta .*found '10000'"),
     "eps 0": (with_(rms_norm_eps=0.0), "rms_norm_eps to be a positive number; found 0.0"),
     "eps true": (with_(rms_norm_eps=True), "rms_norm_eps .*found True"),

@@ -59,7 +59,7 @@ class EngineOptions(EngineConfig):
     def serving(self) -> list[str]:
         """The options that are set and mean nothing to a model that is run in whole batches."""
         default = EngineOptions()
-        batches = {"max_num_seqs", "shuffle", "backend", "capture", "must"}
+        batches = {"max_num_seqs", "shuffle", "backend", "timeout", "capture", "must"}
         own = {"num_speculative_tokens"} if not self.num_speculative_tokens else set()
         names = [f.name for f in fields(self) if f.name not in batches | own]
         return [name for name in names if getattr(self, name) != getattr(default, name)]

@@ -17,7 +17,7 @@ from bitassay.kernels.hash import mix
 from bitassay.reference.spec.dtypes import require_dtype
 
 _GRAIN = 8192  # elements a program mixes; in the emulator few programs are quicker than many
-_EMULATED_GRAIN = 1 << 18
+EMULATED_GRAIN = 1 << 18
 
 
 @triton.jit
@@ -55,7 +55,7 @@ def fingerprint_rows(x: Tensor, columns: int | None = None) -> Tensor:  # [R, D]
     out = torch.zeros(height, dtype=torch.int64, device=x.device)
     if height == 0 or width == 0:
         return out
-    grain = _EMULATED_GRAIN if interpreted else _GRAIN
+    grain = EMULATED_GRAIN if interpreted else _GRAIN
     block_d = min(triton.next_power_of_2(width), grain // 2)
     block_r = min(triton.next_power_of_2(height), grain // block_d)
     grid = (triton.cdiv(height, block_r), triton.cdiv(width, block_d))

@@ -26,7 +26,7 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 Ready = Callable[[Tensor], Weight]
 
 # A prepared weight takes three times the memory and pays off where rows are few.
-_PREPARED_ELEMENTS = 1 << 27
+PREPARED_ELEMENTS = 1 << 27
 
 
 @dataclass(frozen=True)
@@ -128,6 +128,6 @@ class DecoderLayer:
 
 def readiness(weights: dict[str, Tensor], contract: Contract) -> Ready:
     """Return what makes a weight ready for use: prepared where all of them are few enough."""
-    if sum(weight.numel() for weight in weights.values()) > _PREPARED_ELEMENTS:
+    if sum(weight.numel() for weight in weights.values()) > PREPARED_ELEMENTS:
         return lambda weight: weight
     return lambda weight: prepare(weight, contract)

@@ -24,7 +24,7 @@ Progress = Callable[[int, int], None]  # called with rows done and rows in all
 OnTokens = Callable[[list[int]], None]  # called with what all prompts chose in a step, in order
 
 # Rows that one replayed batch feeds at least, as far as there are any: enough for full speed.
-_BATCH_ROWS = 1024
+BATCH_ROWS = 1024
 
 
 @dataclass
@@ -277,7 +277,7 @@ def batches(lengths: list[int]) -> list[list[int]]:
     """Return the numbers of sequences in order, grouped until a group has rows enough."""
     groups: list[list[int]] = [[]]
     for index in range(len(lengths)):
-        if sum(lengths[i] for i in groups[-1]) >= _BATCH_ROWS:
+        if sum(lengths[i] for i in groups[-1]) >= BATCH_ROWS:
             groups.append([])
         groups[-1].append(index)
     return [group for group in groups if group]

@@ -26,7 +26,7 @@ from bitassay.reference.tensor_core_fast import PreparedWeight as PreparedWeight
 
 Precision = Literal["tf32", "ieee"]
 
-_OUTPUTS = 1 << 18  # outputs per tile of the exact path: times a group of float64, about 32 MiB
+EXACT_OUTPUTS = 1 << 18  # per tile of the exact path: times a group of float64, about 32 MiB
 
 
 @torch.no_grad()
@@ -141,13 +141,13 @@ def _cut_to_tf32(x: Tensor) -> Tensor:
 def _exact_(a: Tensor, b: Tensor, d: Tensor, core: TensorCore) -> None:
     """Add a @ b to d in place with `dot_add`, for any values."""
     bt = b.t()
-    rows = max(1, _OUTPUTS // max(1, min(d.shape[1], _OUTPUTS)))
+    rows = max(1, EXACT_OUTPUTS // max(1, min(d.shape[1], EXACT_OUTPUTS)))
     for m in range(0, d.shape[0], rows):
-        for n in range(0, d.shape[1], _OUTPUTS):
-            tile = d[m : m + rows, n : n + _OUTPUTS]
+        for n in range(0, d.shape[1], EXACT_OUTPUTS):
+            tile = d[m : m + rows, n : n + EXACT_OUTPUTS]
             for k in range(0, a.shape[1], core.group):
                 left = a[m : m + rows, None, k : k + core.group]
-                right = bt[None, n : n + _OUTPUTS, k : k + core.group]
+                right = bt[None, n : n + EXACT_OUTPUTS, k : k + core.group]
                 tile.copy_(dot_add(left, right, tile, core))
 
 

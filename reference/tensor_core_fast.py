@@ -17,13 +17,24 @@ from torch import Tensor
 from bitassay.reference.spec.arch import TensorCore
 from bitassay.reference.spec.dtypes import DTYPES, FLOAT32
 
-# Outputs per tile: products, terms and exponents of one group then stay near a core's L2 cache; on
-# a GPU a tile only has to be large enough to hide the launches.
-_OUTPUTS, _OUTPUTS_CUDA = 1 << 14, 1 << 22
-_COLUMNS = 512
-# Elements of b decomposed at a time, and the least K of that; K is a multiple of every group.
-_DECOMPOSED, _DECOMPOSED_CUDA = 1 << 22, 1 << 25
-_DEPTH = 128
+
+@dataclass(frozen=True)
+class Tiling:
+    """How much is computed at a time; it decides speed and memory alone.
+
+    outputs: of a tile. columns: of a tile, where there are so many. decomposed: elements of b that
+    are decomposed at a time. depth: the least K of that, a multiple of every group.
+    """
+
+    outputs: int
+    columns: int = 512
+    decomposed: int = 1 << 22
+    depth: int = 128
+
+
+# On a CPU products, terms and exponents of one group stay near a core's L2 cache; on a GPU a tile
+# only has to be large enough to hide the launches.
+TILINGS = {"cpu": Tiling(1 << 14), "cuda": Tiling(1 << 22, decomposed=1 << 25)}
 
 # Guard, as exponents of products. Above _LEAST every unit is at least 2**-101, so sums are
 # multiples of it, their scale 2**126 fits fp32 and no result is subnormal.
@@ -126,11 +137,10 @@ def _columns(b: Tensor | PreparedWeight, cut: slice) -> _Columns:
 
 def _tiling(m: int, n: int, device: torch.device) -> tuple[int, int, int]:
     """Return rows and columns of a tile, and the K that is decomposed at a time."""
-    cpu = device.type == "cpu"
-    outputs = _OUTPUTS if cpu else _OUTPUTS_CUDA
-    columns = min(n, max(_COLUMNS, outputs // m))
-    depth = (_DECOMPOSED if cpu else _DECOMPOSED_CUDA) // columns
-    return max(1, outputs // columns), columns, max(_DEPTH, depth // _DEPTH * _DEPTH)
+    most = TILINGS["cpu" if device.type == "cpu" else "cuda"]
+    columns = min(n, max(most.columns, most.outputs // m))
+    depth = most.decomposed // columns // most.depth * most.depth
+    return max(1, most.outputs // columns), columns, max(most.depth, depth)
 
 
 def _magnitude(x: Tensor) -> Tensor:
@@ -142,10 +152,8 @@ def _range(x: Tensor) -> tuple[Tensor, Tensor]:  # [K, N] -> [N], [N]
     """Return the least and largest exponent of every column's nonzero values, as int32."""
     smallest = torch.full((x.shape[1],), _ONE, dtype=torch.int32, device=x.device)
     largest = torch.zeros_like(smallest)
-    step = max(
-        _DEPTH,
-        (_DECOMPOSED if x.device.type == "cpu" else _DECOMPOSED_CUDA) // max(1, len(smallest)),
-    )
+    most = TILINGS["cpu" if x.device.type == "cpu" else "cuda"]
+    step = max(most.depth, most.decomposed // max(1, len(smallest)))
     for k in range(0, len(x), step):
         magnitude = _magnitude(x[k : k + step])
         largest = torch.maximum(largest, magnitude.amax(0))

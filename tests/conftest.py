@@ -5,10 +5,15 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 
+from bitassay.reference.spec.arch import EMULATED
 from support.fresh_python import FreshPython
+
+if TYPE_CHECKING:
+    import torch
 
 # One mode per process, chosen before anything imports triton: "0" is a run on a GPU.
 os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -19,6 +24,17 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """After the slowest tests, say what all of them cost: workers and what they started too."""
+    if config.getoption("durations") is not None:
+        used = os.times()
+        seconds = used.user + used.children_user
+        terminalreporter.write_line(f"CPU time of this session: {seconds:.0f} s in user mode")
+
+
 @pytest.fixture
 def interpreting() -> None:
     """Skip unless kernels are interpreted in this run."""
@@ -26,6 +42,33 @@ def interpreting() -> None:
 
     if not triton.knobs.runtime.interpret:
         pytest.skip("needs TRITON_INTERPRET=1; this run compiles kernels")
+
+
+@pytest.fixture
+def compiling() -> None:
+    """Skip unless kernels are compiled in this run."""
+    import triton
+
+    if triton.knobs.runtime.interpret:
+        pytest.skip("needs compiled kernels: run with TRITON_INTERPRET=0")
+
+
+@pytest.fixture(
+    params=[*EMULATED, pytest.param("cuda", marks=pytest.mark.gpu)], ids=lambda name: f"on {name}"
+)
+def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
+    """Where a test's kernels run: on the CPU as each architecture computes, or on this GPU."""
+    if request.param == "cuda":
+        request.getfixturevalue("compiling")
+        yield request.getfixturevalue("cuda")
+        return
+    import torch
+
+    from bitassay.emulator import emulate
+
+    request.getfixturevalue("interpreting")
+    with emulate(request.param):
+        yield torch.device("cpu")
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,11 @@
-"""The package around the rooms: one version, four links, pinned dependencies, a lean reference."""
+"""The package around the rooms: one version, links, pinned dependencies, a lean reference."""
 
 import ast
 import importlib.metadata
 import os
 import re
+import runpy
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -62,6 +64,28 @@ def test_package_is_links_to_the_rooms_and_nothing_else():
     assert Path(bitassay.__file__).parent == package
 
 
+def test_a_good_tree_is_built():
+    setup = runpy.run_path(str(ROOT / "setup.py"))
+    assert setup["ROOMS"] == ROOMS
+    setup["check_rooms"](ROOT / "src" / "bitassay")
+
+
+@pytest.mark.parametrize("lost", ["left out", "small files"])
+def test_a_tree_that_lost_its_links_is_not_built(lost, tmp_path):
+    """As an unpacked zip of the repository is, and a checkout without symbolic links."""
+    package = tmp_path / "src" / "bitassay"
+    package.mkdir(parents=True)
+    for room in ROOMS if lost == "small files" else ():
+        (package / room).write_text(f"../../{room}")
+    shutil.copy(ROOT / "setup.py", tmp_path)
+    command = [sys.executable, "setup.py", "bdist_wheel"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"bitassay: expected symbolic links to {', '.join(ROOMS)} in ")
+    assert "git clone -c core.symlinks=true" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_tests_are_no_package():
     """But for what they share, whose package is on their path by a folder of its own."""
     shared = ROOT / "tests" / "lib"
@@ -78,6 +102,17 @@ def test_everything_required_is_pinned():
         wanted += [requirement for requirement in group if isinstance(requirement, str)]
     assert not {normal(requirement) for requirement in wanted} - pins.keys()
     assert (pins["torch"], pins["triton"]) == ("torch==2.13.0", "triton==3.7.1")
+
+
+def test_what_the_wheel_is_asked_for_is_there():
+    (holds,) = [
+        ast.literal_eval(node.value)
+        for node in ast.parse((ROOT / "noxfile.py").read_text()).body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "WHEEL_HOLDS"
+    ]
+    package = ROOT / "src" / "bitassay"
+    assert not [pattern for pattern in holds if not any(package.glob(pattern))]
+    assert {pattern.partition("/")[0] for pattern in holds} == {"py.typed", *ROOMS}
 
 
 def test_plain_nox_runs_lint_types_and_tests():
@@ -108,18 +143,12 @@ def test_no_index_is_named_where_a_closed_network_would_meet_it():
         assert "download.pytorch.org" not in (ROOT / name).read_text(), name
 
 
-def test_reference_needs_neither_triton_nor_the_golden_room_s_libraries():
+def test_reference_needs_neither_triton_nor_the_golden_room_s_libraries(fresh_python):
     blocked = ("filelock", "rich", "tokenizers", "triton", "typer", "zarr", "bitassay.kernels")
     modules = sorted(path.stem for path in (ROOT / "reference").glob("*.py"))
     assert len(modules) > 5
     imports = "".join(f"import bitassay.reference.{name}\n" for name in modules)
     # torch first: what torch itself imports is not ours to forbid.
     code = f"import sys, torch\nfor name in {blocked}: sys.modules[name] = None\n{imports}"
-    run = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | {"PYTHONPATH": str(ROOT / "src"), "PYTHONSAFEPATH": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
+    done = fresh_python.run(code)
+    assert done.returncode == 0, done.stderr

@@ -26,7 +26,7 @@ MOST_POSITIONS = 1 << 24  # fp32 counts no further
 _DIGITS = 60
 _PI = Decimal("3.14159265358979323846264338327950288419716939937510582097494459230781640628620900")
 # How far float64 cos and sin may be off, in ulps: libraries promise 1, none is beyond 2.
-_LIBRARY_ULPS = 8
+LIBRARY_ULPS = 8
 _HALF = 1 << 28  # half an fp32 ulp, in float64 ulps of the same binade
 
 
@@ -115,17 +115,17 @@ def _rounded(angles: Tensor, function: Callable[[Tensor], Tensor], shift: int) -
     wide = function(angles.double())
     result = wide.float()  # RN, right unless float64 is nearly in the middle between two values
     low = wide.view(torch.int64) & (1 << 29) - 1  # the bits that fp32 has no room for
-    doubtful = (low - _HALF).abs() <= _LIBRARY_ULPS
+    doubtful = (low - _HALF).abs() <= LIBRARY_ULPS
     # Below fp32's normal range the cast drops more bits than these.
     doubtful |= (wide.abs() < 2.0**-126) & (wide != 0)
     for place in doubtful.nonzero().tolist():
         with localcontext(prec=_DIGITS):
-            exact = _cosine(Decimal(float(angles[*place])) - shift * _PI / 2)
+            exact = decimal_cosine(Decimal(float(angles[*place])) - shift * _PI / 2)
         result[*place] = _nearest_fp32(exact)
     return result
 
 
-def _cosine(x: Decimal) -> Decimal:
+def decimal_cosine(x: Decimal) -> Decimal:
     """Return cos(x) by its Taylor series after reduction to [-pi, pi]."""
     x -= (x / (2 * _PI)).to_integral_value() * 2 * _PI
     term = total = Decimal(1)

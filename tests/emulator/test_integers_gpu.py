@@ -12,17 +12,13 @@ from bitassay.kernels import embedding as embeddings
 from bitassay.kernels import sample
 from bitassay.kernels.embedding import embedding
 from bitassay.kernels.fingerprint import fingerprint_rows, fold
-from bitassay.kernels.linear_pointer import INTERPRETED
 from bitassay.reference import embedding as reference_embedding
 from bitassay.reference import fingerprint as reference_fingerprint
 from bitassay.reference import sample as reference_sample
 from support.hard_matrices import matrix
 from support.same_bits import assert_same_bits
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(INTERPRETED, reason="needs compiled kernels: run with TRITON_INTERPRET=0"),
-]
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("compiling")]
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 

@@ -94,8 +94,8 @@ def expected(a: Tensor, b: Tensor, activation: str, out: torch.dtype, arch: str)
 def test_equals_the_reference_in_every_bit(
     kind: str, dtype: torch.dtype, out: torch.dtype, activation: str, gpu_emulation: str
 ) -> None:
-    a = matrix(kind, 70, 100, dtype, 1)  # ragged in every dimension
-    b = matrix(kind, 75, 100, dtype, 2).t()  # and with strides of its own
+    # Ragged in every dimension, with strides of their own; three tiles by two, and a K of three.
+    a, b = matrix(kind, 70, 75, dtype, 1), matrix(kind, 43, 75, dtype, 2).t()
     want = expected(a, b, activation, out, gpu_emulation)
     assert_same_bits(matmul(a, b, activation, out), want)
 

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    import torch
+
+    from bitassay.reference.spec.contract import Contract
     from support.compiled_kernels import Found
 
 os.environ.setdefault("TRITON_INTERPRET", "1")  # "0" is a run on a GPU: interpreted tests skip
@@ -22,6 +25,21 @@ if "triton" in sys.modules:
             "triton was imported before tests/kernels chose its mode: set TRITON_INTERPRET=1 for "
             "the whole run, or run tests/kernels in a process of its own"
         )
+
+
+@pytest.fixture
+def contract(cuda: torch.device) -> Contract:
+    """The default contract of this GPU's architecture."""
+    import torch
+
+    from bitassay.reference.spec.arch import ARCHES
+    from bitassay.reference.spec.contract import default_contract
+
+    capability = torch.cuda.get_device_capability(cuda)
+    for arch in ARCHES.values():
+        if arch.compute_capability == capability:
+            return default_contract(arch)
+    pytest.skip(f"no contract for compute capability {capability}")
 
 
 @pytest.fixture(scope="module", params=["sm_89", "sm_90"])

@@ -10,33 +10,19 @@ from torch import Tensor
 
 from bitassay.kernels import attention_tiles as tiles
 from bitassay.kernels.attention import attention, paged_attention
-from bitassay.kernels.attention_split import INTERPRETED
 from bitassay.reference import attention as reference
-from bitassay.reference.spec.arch import ARCHES
 from bitassay.reference.spec.contract import Contract, default_contract
 from support.attention_cases import FINITE, Batch, Drawn, Shape, batch, random_sequence, sequence
 from support.oracle_pool import OraclePool
 from support.same_bits import assert_same_bits
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(INTERPRETED, reason="needs compiled kernels: run with TRITON_INTERPRET=0"),
-]
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("compiling")]
 
 LLAMA_8B, QWEN_1_7B = Shape(32, 8, 128), Shape(16, 8, 128)
 PICO, SEVEN = Shape(4, 2, 64), Shape(14, 2, 64)
 SHAPES = {"llama-8b": LLAMA_8B, "qwen-1.7b": QWEN_1_7B, "pico": PICO, "seven": SEVEN}
 # Around the ends of blocks and splits.
 CONTEXTS = (1, 2, 15, 16, 17, 63, 64, 65, 127, 128, 500, 1023, 1024, 1025, 2048, 2049, 5000)
-
-
-@pytest.fixture
-def contract(cuda: torch.device) -> Contract:
-    capability = torch.cuda.get_device_capability(cuda)
-    for arch in ARCHES.values():
-        if arch.compute_capability == capability:
-            return default_contract(arch)
-    pytest.skip(f"no contract for compute capability {capability}")
 
 
 @pytest.fixture(scope="module")

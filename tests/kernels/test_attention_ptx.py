@@ -8,7 +8,7 @@ from bitassay.kernels.attention_tiles import AttentionTile
 from bitassay.reference.spec.arch import get_arch
 from support.compiled_kernels import Found
 
-COMPILED = "compile_attention"  # of tools/compile, what `compiled` holds
+COMPILED = "attention"  # of tools/compile, what `compiled` holds
 
 KEY_BLOCK = 64
 

@@ -9,14 +9,10 @@ import torch
 
 from bitassay.kernels import cache
 from bitassay.kernels.cache import BLOCK_SIZE, write
-from bitassay.kernels.linear_pointer import INTERPRETED
 from support.hard_matrices import matrix
 from support.same_bits import assert_same_bits
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(INTERPRETED, reason="needs compiled kernels: run with TRITON_INTERPRET=0"),
-]
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("compiling")]
 
 
 @pytest.fixture(autouse=True)

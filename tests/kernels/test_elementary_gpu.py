@@ -5,17 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bitassay.kernels.linear_pointer import INTERPRETED
 from bitassay.reference.floats import canonical_nan
 from bitassay.reference.tree import tree_sum
 from support.hard_matrices import KINDS, matrix
 from support.kernel_elementary import DOMAIN, REFERENCE, from_range, run, run_tree
 from support.same_bits import assert_same_bits
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(INTERPRETED, reason="needs compiled kernels: run with TRITON_INTERPRET=0"),
-]
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("compiling")]
 CHUNK = 1 << 26
 
 

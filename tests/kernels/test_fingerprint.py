@@ -53,7 +53,7 @@ def test_infinities_are_not_nan(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("grain", [4, 64, 1 << 20])
 def test_a_row_may_be_cut_anywhere(grain: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_EMULATED_GRAIN", grain)
+    monkeypatch.setattr(module, "EMULATED_GRAIN", grain)
     x = matrix("patterns", 5, 37, torch.bfloat16, 1)
     assert_same_bits(fingerprint_rows(x), reference.fingerprint_rows(x))
 

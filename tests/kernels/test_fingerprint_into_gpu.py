@@ -9,15 +9,11 @@ import torch
 from torch import Tensor
 
 from bitassay.kernels.fingerprint_into import Shape, fingerprint_into
-from bitassay.kernels.linear_pointer import INTERPRETED
 from bitassay.reference import fingerprint as reference
 from support.hard_matrices import matrix
 from support.same_bits import assert_same_bits
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(INTERPRETED, reason="needs compiled kernels: run with TRITON_INTERPRET=0"),
-]
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("compiling")]
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 LAYER = (4096, 6144, 5120, 4096, 4096, 4096, 4096, 28672, 14336, 4096, 4096)

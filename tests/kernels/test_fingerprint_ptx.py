@@ -5,7 +5,7 @@ from __future__ import annotations
 from bitassay.reference.spec.arch import get_arch
 from support.compiled_kernels import Found
 
-COMPILED = "compile_fingerprint_into"  # of tools/compile, what `compiled` holds
+COMPILED = "fingerprints"  # of tools/compile, what `compiled` holds
 
 
 def test_integers_alone_and_each_print_written_once(compiled: tuple[str, list[Found]]) -> None:

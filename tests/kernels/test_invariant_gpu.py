@@ -9,15 +9,11 @@ import torch
 import torch.nn.functional as F
 
 from bitassay.kernels.invariant import _contract_of, batch_invariant, describe
-from bitassay.kernels.linear_pointer import INTERPRETED
 from bitassay.reference.linear import linear as reference
 from support.hard_matrices import matrix
 from support.same_bits import assert_same_bits
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(INTERPRETED, reason="needs compiled kernels: run with TRITON_INTERPRET=0"),
-]
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("compiling")]
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 

@@ -45,7 +45,7 @@ def operands(m: int, n: int, k: int, dtype: torch.dtype, seed: int) -> tuple[Ten
 
 @functools.cache
 def one_product(arch: str, dtype: str) -> tuple[Tensor, ...]:
-    """Two tiles in either direction for most, and a K that ends inside a tile and a group."""
+    """Several tiles in either direction, and a K that ends inside a tile and a group."""
     x, weight, bias = operands(17, 264, 136 if dtype == "bf16" else 40, DTYPES[dtype], seed=1)
     return x, weight, bias, reference.linear(x, weight, bias, contract=default_contract(arch))
 
@@ -53,9 +53,10 @@ def one_product(arch: str, dtype: str) -> tuple[Tensor, ...]:
 @pytest.mark.parametrize(("arch", "dtype", "tile"), all_tiles(), ids=str)
 def test_every_tile_gives_the_reference_bits(arch: str, dtype: str, tile: Tile) -> None:
     x, weight, bias, want = one_product(arch, dtype)
+    n = 3 * tile.block_n + 8  # of the columns, which may be fewer: four tiles at the most
     with emulate(arch):
-        got = linear(x, weight, bias, contract=default_contract(arch), tile=tile)
-    assert_same_bits(got, want)
+        got = linear(x, weight[:n], bias[:n], contract=default_contract(arch), tile=tile)
+    assert_same_bits(got, want[:, :n].contiguous())
 
 
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])

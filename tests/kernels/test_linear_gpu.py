@@ -8,30 +8,16 @@ import torch
 from bitassay.kernels import tiles
 from bitassay.kernels.device import multiprocessors
 from bitassay.kernels.linear import bmm, linear, lm_head
-from bitassay.kernels.linear_pointer import INTERPRETED
 from bitassay.reference import linear as reference
 from bitassay.reference.floats import canonical_nan
-from bitassay.reference.spec.arch import ARCHES
 from bitassay.reference.spec.contract import Contract, default_contract
 from support.hard_matrices import KINDS, matrix
 from support.matmul_cases import mixed
 from support.same_bits import assert_same_bits
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(INTERPRETED, reason="needs compiled kernels: run with TRITON_INTERPRET=0"),
-]
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("compiling")]
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-
-
-@pytest.fixture
-def contract(cuda: torch.device) -> Contract:
-    capability = torch.cuda.get_device_capability(cuda)
-    for arch in ARCHES.values():
-        if arch.compute_capability == capability:
-            return default_contract(arch)
-    pytest.skip(f"no contract for compute capability {capability}")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -41,8 +41,8 @@ def test_any_width(gpu_emulation: str, width: int, dtype: str) -> None:
 @pytest.mark.parametrize("sum_width", [16, 64])
 def test_any_value(gpu_emulation: str, sum_width: int, kind: str, dtype: str) -> None:
     contract = default_contract(gpu_emulation, sum_width=sum_width)
-    x = matrix(kind, 5, 75, DTYPES[dtype], 1)
-    x[2, 40:], x[3, 1:] = -torch.inf, -torch.inf  # a padded vocabulary; one token alone
+    x = matrix(kind, 3, 75, DTYPES[dtype], 1)
+    x[1, 40:], x[2, 1:] = -torch.inf, -torch.inf  # a padded vocabulary; one token alone
     want = reference.log_softmax(x, contract=contract)
     assert_same_bits(log_softmax(x, contract=contract), want)
     sample.check()
@@ -57,10 +57,10 @@ def test_the_default_contract(gpu_emulation: str) -> None:
 
 
 def test_the_width_is_part_of_the_order(gpu_emulation: str) -> None:
-    x = -9 - matrix("normal", 8, 512, torch.float32, 4).abs()
+    x = -9 - matrix("normal", 8, 256, torch.float32, 4).abs()
     x[:, 0] = 0  # sums a little above 1, whose logarithm shows their last bit
     narrow, wide = (
-        log_softmax(x, contract=default_contract(gpu_emulation, sum_width=w)) for w in (16, 512)
+        log_softmax(x, contract=default_contract(gpu_emulation, sum_width=w)) for w in (16, 256)
     )
     assert (narrow[:, 0] != wide[:, 0]).any()
 

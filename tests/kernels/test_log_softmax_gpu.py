@@ -8,18 +8,13 @@ import pytest
 import torch
 
 from bitassay.kernels import sample
-from bitassay.kernels.linear_pointer import INTERPRETED
 from bitassay.kernels.sample import log_softmax
 from bitassay.reference import sample as reference
-from bitassay.reference.spec.arch import ARCHES
 from bitassay.reference.spec.contract import Contract, default_contract
 from support.hard_matrices import matrix
 from support.same_bits import assert_same_bits
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(INTERPRETED, reason="needs compiled kernels: run with TRITON_INTERPRET=0"),
-]
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("compiling")]
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 KINDS = ("normal", "scaled", "ties", "wide", "subnormal", "sparse", "cancelling")
@@ -29,15 +24,6 @@ KINDS = ("normal", "scaled", "ties", "wide", "subnormal", "sparse", "cancelling"
 def clear_flag() -> Iterator[None]:
     yield
     sample._NO_MAXIMUM.take()
-
-
-@pytest.fixture
-def contract(cuda: torch.device) -> Contract:
-    capability = torch.cuda.get_device_capability(cuda)
-    for arch in ARCHES.values():
-        if arch.compute_capability == capability:
-            return default_contract(arch)
-    pytest.skip(f"no contract for compute capability {capability}")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from bitassay.kernels import rotary
-from bitassay.kernels.linear_pointer import INTERPRETED
 from bitassay.kernels.rotary import apply
 from bitassay.reference import rotary as reference
 from bitassay.reference.spec.rotary_table import RotaryTable
@@ -16,10 +15,7 @@ from support.hard_matrices import KINDS, matrix
 from support.many_rows import many
 from support.same_bits import assert_same_bits, patterns
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(INTERPRETED, reason="needs compiled kernels: run with TRITON_INTERPRET=0"),
-]
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("compiling")]
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 POSITIONS = 512

@@ -22,7 +22,7 @@ def test_rows_together_are_rows_alone(
     g = torch.Generator().manual_seed(heads + kv_heads)
     shared = torch.tensor([1, 2, 13, 15, 16, 17, 29, 30, 31, 32, 33, 47, 48, 60])
     k, v = (torch.randn(60, kv_heads, 64, generator=g).to(dtype) for _ in range(2))
-    for count in (1, 2, 5):
+    for count in (1, 5):
         q = (3 * torch.randn(len(shared), heads, 64, generator=g)).to(dtype)
         own = [torch.randn(len(shared), count, kv_heads, 64, generator=g).to(dtype) for _ in "kv"]
         got = chain_attention(q, k, v, shared, *own, contract=contract)

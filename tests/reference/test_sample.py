@@ -42,7 +42,7 @@ def test_rows_full_of_ties_and_special_values(dtype: torch.dtype) -> None:
     value = st.one_of(st.sampled_from(pool_without_nan(dtype)), near, near.map(lambda v: v | sign))
     sign = 1 << (fmt.width - 1)
 
-    @settings(max_examples=500, derandomize=True, deadline=None, database=None)
+    @settings(max_examples=300, derandomize=True, deadline=None, database=None)
     @given(st.lists(value, min_size=1, max_size=20))
     def rows(row: list[int]) -> None:
         check(row, dtype)

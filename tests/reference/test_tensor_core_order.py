@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bitassay.reference import tensor_core, tensor_core_fast
 from bitassay.reference.tensor_core import matmul, prepare
+from bitassay.reference.tensor_core_fast import Tiling
 from support.hard_matrices import ADDENDS, addend
 from support.matmul_cases import DTYPES, PRECISION, UNITS, group_of, mixed, ordinary
 from support.same_bits import assert_same_bits
@@ -94,11 +95,9 @@ def test_repeated_rows_are_equal(case: Case) -> None:
 def test_tile_sizes(
     case: Case, outputs: int, columns: int, depth: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tensor_core, "_OUTPUTS", 8 * outputs)
-    monkeypatch.setattr(tensor_core_fast, "_OUTPUTS", outputs)
-    monkeypatch.setattr(tensor_core_fast, "_COLUMNS", columns)
-    monkeypatch.setattr(tensor_core_fast, "_DEPTH", depth)
-    monkeypatch.setattr(tensor_core_fast, "_DECOMPOSED", 1)
+    monkeypatch.setattr(tensor_core, "EXACT_OUTPUTS", 8 * outputs)
+    tiling = Tiling(outputs, columns, decomposed=1, depth=depth)
+    monkeypatch.setitem(tensor_core_fast.TILINGS, "cpu", tiling)
     case.same(case.a, case.b, case.c, case.product)
 
 

@@ -162,7 +162,8 @@ def main() -> int:
     major, minor = torch.cuda.get_device_capability()
     contract = default_contract(f"sm_{major}{minor}")
     tally = Tally()
-    contexts, batches = CONTEXTS, BATCHES
+    contexts: tuple[int, ...] = CONTEXTS
+    batches: tuple[int, ...] = BATCHES
     if args.quick:
         contexts, batches = (tuple(x for x in CONTEXTS if x <= 2100), (1, 8))
     among = (tiles.candidates if args.every_tile else tiles.in_use)(contract.arch)

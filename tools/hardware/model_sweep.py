@@ -119,7 +119,8 @@ def random_model(shape: dict[str, Any], rows: int, device: str) -> Checkpoint:
     q, kv = (config[f"num_{name}_heads"] * head for name in ("attention", "key_value"))
 
     def weight(n: int, k: int, scale: float = 1.0) -> Tensor:
-        return (torch.randn(n, k, device=device, generator=g) * scale * k**-0.5).bfloat16()
+        drawn: Tensor = torch.randn(n, k, device=device, generator=g) * scale * k**-0.5
+        return drawn.bfloat16()
 
     def scales(n: int) -> Tensor:
         return (1 + 0.25 * torch.randn(n, device=device, generator=g)).bfloat16()
@@ -235,7 +236,8 @@ class Oracle:
     def _heads(self, x: Tensor) -> tuple[Tensor, ...]:  # [T, heads * D] -> q, k and what is left
         counts = [self._config.num_heads, self._config.num_kv_heads]
         heads = x.unflatten(1, (-1, self._config.head_dim))
-        return heads.split([*counts, heads.shape[1] - sum(counts)], dim=1)
+        parts: tuple[Tensor, ...] = heads.split([*counts, heads.shape[1] - sum(counts)], dim=1)
+        return parts
 
     def _qk_norm(self, qkv: Tensor) -> Tensor:
         q, k, _ = self._heads(qkv)

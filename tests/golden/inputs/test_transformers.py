@@ -28,7 +28,7 @@ transformers = pytest.importorskip("transformers", reason="the package transform
 
 MODEL = GOLDEN / "models" / "llama-pico"
 TOLERANCE_ULPS = 3
-PROMPTS = (0, 1, 3, 57)  # 1, 65, 130 and 300 tokens
+PROMPTS = (0, 1, 57)  # 1, 65 and 300 tokens
 
 
 def texts() -> list[str]:
@@ -59,7 +59,7 @@ def tokenizer() -> Any:
 @pytest.fixture(scope="module")
 def prompts(tokenizer: Any) -> list[list[int]]:
     ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts()]
-    assert [len(row) for row in ids] == [1, 65, 130, 300]
+    assert [len(row) for row in ids] == [1, 65, 300]
     return ids
 
 

@@ -1,1 +1,1 @@
-"""What tests share."""
+"""What tests share: cases, small models, naive twins of the reference, planted faults."""

@@ -60,7 +60,7 @@ def sequence(
     kinds: tuple[str, str, str] = ("normal", "normal", "normal"),
     device: torch.device | str = "cpu",
 ) -> Drawn:
-    """kinds: of queries, keys and values, as `draw.matrix` names them."""
+    """kinds: of queries, keys and values, as `hard_matrices.matrix` names them."""
     sizes = ((tokens, shape.heads), (keys, shape.kv_heads), (keys, shape.kv_heads))
     drawn = [
         matrix(kind, rows * heads, shape.head_dim, shape.dtype, 10 * seed + i)
@@ -94,20 +94,22 @@ def batch(sequences: Sequence[Drawn], seed: int = 0, page: int = PAGE) -> Batch:
     width = max(counts) + 1
     tables = torch.full((len(sequences), width), 2**31 - 1, dtype=torch.int32)
     shape = (len(order), page, *first.shape[1:])
-    caches = [torch.full(shape, torch.nan, dtype=first.dtype, device=first.device) for _ in "kv"]
+    keys, values = (
+        torch.full(shape, torch.nan, dtype=first.dtype, device=first.device) for _ in "kv"
+    )
     used = 0
     for r, (one, count) in enumerate(zip(sequences, counts, strict=True)):
         mine = order[used : used + count]
         used += count
         tables[r, :count] = mine.int()
         where = (mine[:, None] * page + torch.arange(page)).flatten()[: len(one.k)]
-        for cache, values in zip(caches, (one.k, one.v), strict=True):
-            cache.view(-1, *first.shape[1:])[where.to(first.device)] = values
+        for cache, of_one in ((keys, one.k), (values, one.v)):
+            cache.view(-1, *first.shape[1:])[where.to(first.device)] = of_one
     tokens = torch.tensor([len(s.q) for s in sequences])
     starts = torch.nn.functional.pad(tokens.cumsum(0), (1, 0)).int()
     lengths = torch.tensor([len(s.k) for s in sequences], dtype=torch.int32)
     tables, starts, lengths = (x.to(first.device) for x in (tables, starts, lengths))
-    return Batch(torch.cat([s.q for s in sequences]), *caches, tables, starts, lengths)
+    return Batch(torch.cat([s.q for s in sequences]), keys, values, tables, starts, lengths)
 
 
 def of_lengths(

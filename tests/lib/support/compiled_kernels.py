@@ -29,18 +29,17 @@ def compiled_once(arch: str, modules: Iterable[str], folder: Path) -> dict[str, 
             answer.write_text(json.dumps(_compile(arch, sorted(modules))))
     said = json.loads(answer.read_text())
     assert said["status"] == 0, said["errors"]
-    return json.loads(said["output"])
+    found: dict[str, list[Found]] = json.loads(said["output"])
+    return found
 
 
 def _compile(arch: str, modules: list[str]) -> dict[str, Any]:
     environment = {
         k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "BITASSAY_ARCH")
     }
-    folder = TOOLS / "compile"
-    # The modules import their neighbours, which PYTHONSAFEPATH would hide.
-    paths = [str(folder), *filter(None, [environment.get("PYTHONPATH")])]
+    paths = [str(TOOLS), *filter(None, [environment.get("PYTHONPATH")])]
     environment["PYTHONPATH"] = os.pathsep.join(paths)
-    command = [sys.executable, str(folder / "compile_for.py"), arch, *modules]
+    command = [sys.executable, "-m", "compile", arch, *modules]
     process = subprocess.run(command, env=environment, capture_output=True, text=True)
     return {
         "status": process.returncode,

@@ -106,7 +106,8 @@ def addend(kind: str, product: Tensor, seed: int) -> Tensor:
         return torch.full(product.shape, -0.0)
     if kind == "opposite":  # cancels the product in its last places
         return -product + noise * product.abs() * 2.0**-22
-    return matrix(kind, *product.shape, torch.float32, seed)
+    rows, columns = product.shape
+    return matrix(kind, rows, columns, torch.float32, seed)
 
 
 ADDENDS = (

@@ -17,6 +17,8 @@ from torch import Tensor
 from bitassay.reference.attention import attention
 from bitassay.reference.spec.contract import Contract
 
+Packed = tuple[bytes, torch.Size]  # a tensor's values and its shape
+
 
 class OraclePool:
     """A context in which `attend` works; processes end with it."""
@@ -76,17 +78,17 @@ def _heads(q: Tensor, k: Tensor, v: Tensor) -> list[tuple[Tensor, ...]]:
     return list(zip(queries, k.cpu().split(1, dim=1), v.cpu().split(1, dim=1), strict=True))
 
 
-def _head(packed: list[tuple[bytes, torch.Size]], dtype: torch.dtype, contract: Contract) -> object:
+def _head(packed: list[Packed], dtype: torch.dtype, contract: Contract) -> Packed:
     q, k, v = (_unpack(x, dtype) for x in packed)
     return _pack(attention(q, k, v, contract=contract))
 
 
-def _pack(x: Tensor) -> tuple[bytes, torch.Size]:
+def _pack(x: Tensor) -> Packed:
     """As bytes: torch would pass the tensor through shared memory, which may be scarce."""
     return x.contiguous().view(torch.uint8).numpy().tobytes(), x.shape
 
 
-def _unpack(packed: tuple[bytes, torch.Size], dtype: torch.dtype) -> Tensor:
+def _unpack(packed: Packed, dtype: torch.dtype) -> Tensor:
     data, shape = packed
     flat = torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0, dtype=dtype)
     return flat.view(shape)

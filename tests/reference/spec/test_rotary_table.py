@@ -103,9 +103,9 @@ def test_the_fallback_gives_the_same_table(monkeypatch: pytest.MonkeyPatch, name
     """Decimal arithmetic decides every entry, not only the doubtful."""
     table = TABLES[name]
     calls = []
-    cosine = module._cosine
-    monkeypatch.setattr(module, "_cosine", lambda x: calls.append(x) or cosine(x))
-    monkeypatch.setattr(module, "_LIBRARY_ULPS", 1 << 29)
+    cosine = module.decimal_cosine
+    monkeypatch.setattr(module, "decimal_cosine", lambda x: calls.append(x) or cosine(x))
+    monkeypatch.setattr(module, "LIBRARY_ULPS", 1 << 29)
     few = RotaryTable(table.theta, table.head_dim, 12, table.scaling)
     assert_same_bits(few.cos, table.cos[:12])
     assert_same_bits(few.sin, table.sin[:12])
@@ -118,7 +118,7 @@ def test_decimal_cosine_at_large_angles() -> None:
     angles = [op.fp32(rng.uniform(0, 131072)) for _ in range(200)] + [op.fp32(131071.0)]
     values = from_patterns(angles, torch.float32)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_LIBRARY_ULPS", 1 << 29)
+        patch.setattr(module, "LIBRARY_ULPS", 1 << 29)
         for shift, function in ((0, torch.cos), (1, torch.sin)):
             got = module._rounded(values, function, shift)
             assert patterns(got) == [correct(x, function) for x in angles]

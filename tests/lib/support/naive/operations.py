@@ -1,8 +1,8 @@
 """Slow twins of a transformer's operations, in Python integers, from the contract's words.
 
-Values are bit patterns, as in `twin`, and every step of fp32 rounds once through it. Shapes are
-lists: a row is a list of patterns, a head too. Nothing here is shared with the reference but the
-coefficients of the polynomials, which are data.
+Values are bit patterns, as in naive/tensor_core.py, whose roundings every step of fp32 takes. A row
+or a head is a list of patterns. Nothing here is shared with the reference but the coefficients of
+the polynomials, which are data.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A slow twin of the reference, in Python integers, written from the definition and nothing else.
+"""A slow twin of the tensor core, in Python integers, from the definition and nothing else.
 
 Every number is an integer count of 2^-UNIT, so all arithmetic here is exact and the only roundings
 are the two functions that say so. Values go in and out as bit patterns (Python ints): no tensor

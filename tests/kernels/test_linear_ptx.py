@@ -1,4 +1,4 @@
-"""What the compiler makes of every kernel and tile for sm_89 and sm_90, with no GPU at hand."""
+"""What the compiler makes of every tile of the products, and of the kernels of integers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bitassay.kernels.tiles import Tile
 from bitassay.reference.spec.arch import get_arch
 from support.compiled_kernels import Found
 
-COMPILED = "compile_every_tile"  # of tools/compile, what `compiled` holds
+COMPILED = "tiles"  # of tools/compile, what `compiled` holds
 
 
 def linears(found: list[Found]) -> list[Found]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from bitassay.reference.spec.arch import get_arch
 from support.compiled_kernels import Found
 
-COMPILED = "compile_every_row"  # of tools/compile, what `compiled` holds
+COMPILED = "rows"  # of tools/compile, what `compiled` holds
 
 KERNELS = {"_silu_and_mul", "_rms_norm", "_rotary", "_write", "_log_softmax"}
 

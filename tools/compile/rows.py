@@ -7,18 +7,19 @@ compiled as a launch would specialise them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
-from launch_code import Launch, compiled, counts, disassembled
 from torch import Tensor
 from triton.compiler import ASTSource
 
 from bitassay.kernels import activation, cache, norm, rotary, sample
 from bitassay.kernels.device import compile_without_device
 from bitassay.reference.spec.contract import default_contract
+from compile.code import Launch, compiled, counts, disassembled
 
 TYPES = {
     torch.bfloat16: "*bf16",
@@ -69,7 +70,8 @@ class Recorder:
     """Stands where a kernel stands and keeps what a wrapper launches it with."""
 
     def __init__(self, kernel: Any) -> None:
-        self.kernel, self.launches = kernel, []
+        self.kernel = kernel
+        self.launches: list[Any] = []  # (grid, arguments, options)
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
         return lambda *args, **options: self.launches.append((grid, args, options))
@@ -143,9 +145,7 @@ def launches(arch: str) -> Iterator[Launch]:
         (1000, 3), (2048, 3), (4096, 3), (8192, 3), (16384, 3),
     ):  # fmt: skip
         x, weight = empty(count, width), empty(width)
-        yield from show(
-            arch, norm, "_rms_norm", lambda x=x, w=weight: norm.add_rms_norm(x, x, w, eps=1e-5)
-        )
+        yield from show(arch, norm, "_rms_norm", partial(norm.add_rms_norm, x, x, weight, eps=1e-5))
     x, weight = empty(3, 4096), empty(4096)
     yield from show(arch, norm, "_rms_norm", lambda: norm.rms_norm(x, weight, eps=1e-5))
     heads = empty(2, 6 * 128, dtype=torch.float16).view(2, 6, 128)[:, :4]
@@ -161,7 +161,7 @@ def launches(arch: str) -> Iterator[Launch]:
         q, k = packed[:, :q_heads], packed[:, q_heads : q_heads + kv_heads]
         position, table = empty(3, dtype=torch.int64), empty(99, width // 2, dtype=torch.float32)
         yield from show(
-            arch, rotary, "_rotary", lambda a=(q, k, position, table, table): rotary.apply(*a)
+            arch, rotary, "_rotary", partial(rotary.apply, q, k, position, table, table)
         )
 
     pages = empty(7, cache.BLOCK_SIZE, 8, 128)
@@ -180,7 +180,7 @@ def launches(arch: str) -> Iterator[Launch]:
             arch,
             sample,
             "_log_softmax",
-            lambda x=logits, c=contract: sample.log_softmax(x, contract=c),
+            partial(sample.log_softmax, logits, contract=contract),
         )
 
 

@@ -7,13 +7,12 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from launch_code import ARITHMETIC, Launch, compiled, counts, disassembled, source
-
 from bitassay.kernels import attention_tiles as tiles
 from bitassay.kernels.attention_split import _attention_fold, _attention_split
 from bitassay.kernels.attention_tiles import AttentionTile
 from bitassay.kernels.attention_whole import _attention_whole
 from bitassay.reference.spec.polynomials import SOFTMAX_SCALE
+from compile.code import ARITHMETIC, Launch, compiled, counts, disassembled, source
 
 MORE = {
     "divide": r"\bdiv\.rn\.f32",

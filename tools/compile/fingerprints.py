@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from launch_code import ARITHMETIC, compiled, counts
 from triton.compiler import ASTSource
 
 from bitassay.kernels.fingerprint_into import Shape, _fingerprint_into, shape_for
+from compile.code import ARITHMETIC, compiled, counts
 
 # Operations of a layer of Llama-3.1-8B, and of one whose rows lie anywhere.
 WIDTHS = (28672, 14336, 6144, 5120, 4096, 4096, 4096, 4096, 4096, 4096, 4096)
@@ -39,7 +39,7 @@ def compile_launch(
     signature["x_ptrs"] = (f"*{dtype}",) * len(widths)
     signature["marks"] = ("i32",) * len(widths)
     signature["out_ptr"] = signature["slots_ptr"] = "*i64"
-    aligned = [(names.index(name),) for name in ("out_ptr", "slots_ptr")]
+    aligned: list[tuple[int, ...]] = [(names.index(name),) for name in ("out_ptr", "slots_ptr")]
     aligned += [(names.index("x_ptrs"), i) for i in range(len(widths)) if pairs]
     source = ASTSource(
         fn=_fingerprint_into,

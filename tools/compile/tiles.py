@@ -7,7 +7,6 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from launch_code import ARITHMETIC, compiled, counts, source
 
 from bitassay.kernels import tiles
 from bitassay.kernels.embedding import _embedding
@@ -15,6 +14,7 @@ from bitassay.kernels.fingerprint import _fingerprint_rows, _fold
 from bitassay.kernels.linear_pointer import _linear_pointer
 from bitassay.kernels.linear_tma import _linear_tma
 from bitassay.kernels.tiles import GROUP, Tile
+from compile.code import ARITHMETIC, compiled, counts, source
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -46,11 +46,12 @@ def compile_linear(
     out: str | None = None,
     assemble: bool = True,
 ) -> dict[str, Any]:
-    constants = {
+    constants: dict[str, Any] = {
         "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k, "GROUP": GROUP,
         "SWAP": tile.swap, "HAS_BIAS": bias, "PADDED": bias,
     }  # fmt: skip
     pointer = f"*{dtype}"
+    divisible: tuple[str, ...] = ()
     if tile.kind == "pointer":
         types = dict.fromkeys(("x_ptr", "w_ptr", "bias_ptr", "out_ptr"), pointer)
         constants |= {"stride_xk": 1, "stride_wk": 1, "UNIT": 8, "WHOLE_K": whole,
@@ -67,7 +68,7 @@ def compile_linear(
             "bias_ptr": pointer,
         }
         constants |= {"HALVES": tile.halves, "K_FIRST": k_first}
-        kernel, divisible = _linear_tma, ()
+        kernel = _linear_tma
     if not bias:
         constants["bias_ptr"] = None
     found = compile_kernel(

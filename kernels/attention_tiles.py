@@ -67,7 +67,7 @@ _WHOLE = {
     "ampere": AttentionTile(128, 8, 2, split=False),
 }
 # For a chunk of a prompt at batch 1: too few tiles for the device, but many splits.
-_CHUNK = {
+CHUNK = {
     "hopper": AttentionTile(64, 4, 5, unmasked=True, fold_rows=16),
     "ampere": AttentionTile(64, 4, 2, unmasked=True, fold_rows=16),
 }
@@ -135,7 +135,7 @@ def many(arch: str, splits: int, load: float) -> AttentionTile:
     multiprocessor. Where whole walks would leave half of them idle, splits make programs of their
     own. Raises ValueError for an architecture without a table.
     """
-    whole, chunk = _WHOLE[family_of(arch)], _CHUNK[family_of(arch)]
+    whole, chunk = _WHOLE[family_of(arch)], CHUNK[family_of(arch)]
     return chunk if splits > 1 and 2 * load < whole.block_m else whole
 
 
@@ -143,7 +143,7 @@ def in_use(arch: str) -> tuple[AttentionTile, ...]:
     """Return the tiles that `few` and `many` may choose for an architecture."""
     family = family_of(arch)
     used = [row.tile for row in _FEW[family]]
-    return tuple(dict.fromkeys((*used, _CHUNK[family], _WHOLE[family])))
+    return tuple(dict.fromkeys((*used, CHUNK[family], _WHOLE[family])))
 
 
 def candidates(arch: str) -> tuple[AttentionTile, ...]:

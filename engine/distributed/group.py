@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 import threading
@@ -19,18 +18,18 @@ from bitassay.engine.distributed.collectives import Exchange, GlooExchange, Nccl
 from bitassay.engine.distributed.configuration_check import agree
 from bitassay.engine.distributed.heartbeat import BEAT, QUIET_BEATS, SILENCE, Heartbeat
 from bitassay.engine.distributed.rendezvous import (
+    TIMEOUT,
     Meeting,
     RankError,
     RankInfo,
     RankLost,
     RankTimeout,
     bind,
+    check_timeout,
     meet,
     named,
 )
 
-TIMEOUT = 60.0  # seconds for a collective, unless told otherwise
-LONGEST = 86400.0  # seconds, a day: longer ones overflow somewhere below, and help nobody
 # The first steps compile kernels, some ranks more of them than others.
 WARM_UP, WARM_UP_FACTOR = 2, 10
 _PATIENCE = 10.0  # seconds more for a rank to find out by itself
@@ -299,12 +298,3 @@ class Group:
 
         number = self._entered
         self.wait(number, f"collective {number} ({what})" if number else what, done)
-
-
-def check_timeout(seconds: float) -> None:
-    """Raise ValueError unless it is a time that ranks may wait for each other."""
-    if not (math.isfinite(seconds) and 0 < seconds <= LONGEST):
-        raise ValueError(
-            f"timeout: expected more than 0 seconds and at most {LONGEST:g}, a day, found "
-            f"{seconds:g}"
-        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -17,8 +18,19 @@ from torch.distributed import (  # type: ignore[attr-defined]  # exported, not a
 )
 
 _ASK = 0.02  # seconds between two questions whether everyone is there
+TIMEOUT = 60.0  # seconds for a collective, unless told otherwise
+LONGEST = 86400.0  # seconds, a day: longer ones overflow somewhere below, and help nobody
 _LAST_WORD = 2.0  # seconds for the others to read why the one that keeps the store refuses
 _MEETINGS = itertools.count()  # a process may join one group after another, all in one store
+
+
+def check_timeout(seconds: float) -> None:
+    """Raise ValueError unless it is a time that ranks may wait for each other."""
+    if not (math.isfinite(seconds) and 0 < seconds <= LONGEST):
+        raise ValueError(
+            f"timeout: expected more than 0 seconds and at most {LONGEST:g}, a day, found "
+            f"{seconds:g}"
+        )
 
 
 class RankError(RuntimeError):

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 
 from bitassay.engine.config import EngineConfig
-from bitassay.engine.distributed.group import TIMEOUT, check_timeout
 from bitassay.engine.distributed.parallel import Gathered, Requests, total
+from bitassay.engine.distributed.rendezvous import TIMEOUT, check_timeout
 from bitassay.engine.scheduling.stats import Stats
 from bitassay.engine.trace import EngineTrace
 from bitassay.golden.inputs.job import Job

@@ -20,7 +20,7 @@ from bitassay.golden.streams.traces import Arrays
 
 ALONE = Crew(1)
 BATCH = 32  # prompts of one task, where every CPU has one
-_JOURNALED = 8  # fewer, so that a kill loses less of what only a finished task leaves
+JOURNALED = 8  # fewer, so that a kill loses less of what only a finished task leaves
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def generate(
         for prompt in range(len(job.prompts))
         if prompt not in collector.traces
     }
-    most = 1 if sequential else _JOURNALED if journal else BATCH
+    most = 1 if sequential else JOURNALED if journal else BATCH
     _generate(job, tokens, crew, collector, most, literal=sequential)
     return collector.stream(facts)
 

@@ -97,17 +97,18 @@ class Journal:
 
     def chosen(self, tokens: dict[int, int]) -> None:
         """Note what prompts chose in one step."""
-        self._append({"tokens": list(tokens.items())})
+        self.append({"tokens": list(tokens.items())})
 
     def finished(self, traces: dict[int, Arrays]) -> None:
         """Note whole traces."""
-        self._append({"traces": [[p, _packed(arrays)] for p, arrays in traces.items()]})
+        self.append({"traces": [[p, _packed(arrays)] for p, arrays in traces.items()]})
 
     def remove(self) -> None:
         """Remove the journal and the folders that it leaves empty."""
         _remove(self._path)
 
-    def _append(self, facts: dict[str, Any]) -> None:
+    def append(self, facts: dict[str, Any]) -> None:
+        """Write one line of facts and flush it: what follows a kill goes on from there."""
         lines = _line(facts)
         if self.empty:
             lines = _line({"identity": self._identity}) + lines

@@ -61,7 +61,7 @@ class Contract:
             "contract": asdict(self),
             "arch": get_arch(self.arch).contract_facts,
             "orders": ORDERS,
-            "polynomials": _POLYNOMIALS,
+            "polynomials": POLYNOMIALS,
         }
 
     @property
@@ -72,7 +72,7 @@ class Contract:
 
 
 # As hex floats, so that the digest covers every bit.
-_POLYNOMIALS = {
+POLYNOMIALS = {
     "MAGIC": polynomials.MAGIC.hex(),
     "LOG2E": polynomials.LOG2E.hex(),
     "LN2_HI": polynomials.LN2_HI.hex(),

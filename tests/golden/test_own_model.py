@@ -207,7 +207,7 @@ def test_a_damaged_manifest_is_noticed_before_the_work(run, options, monkeypatch
 @pytest.mark.parametrize("noted", [0, 2])
 @pytest.mark.parametrize("kept", [True, False])
 def test_an_interrupt_says_whether_anything_is_kept(run, options, monkeypatch, noted, kept):
-    append, left = journal.Journal._append, [noted]
+    append, left = journal.Journal.append, [noted]
 
     def interrupted(self, facts):
         if not left[0]:
@@ -215,7 +215,7 @@ def test_an_interrupt_says_whether_anything_is_kept(run, options, monkeypatch, n
         left[0] -= 1
         append(self, facts)
 
-    monkeypatch.setattr(journal.Journal, "_append", interrupted)
+    monkeypatch.setattr(journal.Journal, "append", interrupted)
     if not kept:
         monkeypatch.setattr("bitassay.golden.runs.oracle.run", raises(KeyboardInterrupt))
     status, _, err = run("record", *options, *tokens(), "--arch", "sm_90")
@@ -290,8 +290,8 @@ def test_a_recording_cut_at_any_step_goes_on_to_the_same_bits(
         prompts.write_text("\n".join(lines))
     inputs = load_inputs(own_suite(model, prompts, STEPS, arches=("sm_89",)), "sm_89")
     whole = oracle.generate(inputs.job, inputs.facts, lambda *_: None)
-    monkeypatch.setattr(oracle, "_JOURNALED", 2)
-    append, cuts = journal.Journal._append, 0
+    monkeypatch.setattr(oracle, "JOURNALED", 2)
+    append, cuts = journal.Journal.append, 0
     while True:
         left = [cuts % 3 + 1]
 
@@ -301,7 +301,7 @@ def test_a_recording_cut_at_any_step_goes_on_to_the_same_bits(
             if left[0] == 0:
                 raise Killed
 
-        monkeypatch.setattr(journal.Journal, "_append", counted)
+        monkeypatch.setattr(journal.Journal, "append", counted)
         try:
             with journal.opened(tmp_path / "own-store", inputs.identity) as notes:
                 stream = oracle.generate(inputs.job, inputs.facts, lambda *_: None, journal=notes)

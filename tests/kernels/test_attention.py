@@ -57,7 +57,7 @@ def test_a_mixed_batch(gpu_emulation: str, dtype: torch.dtype, head_dim: int) ->
 def test_the_mixed_batch_takes_both_ways(gpu_emulation: str, monkeypatch) -> None:
     """Long sequences walk all splits in one program and short ones do not, in one call."""
     monkeypatch.setattr(tiles, "FEW_ROWS", 16)
-    monkeypatch.setitem(tiles._CHUNK, family_of(gpu_emulation), WHOLE)
+    monkeypatch.setitem(tiles.CHUNK, family_of(gpu_emulation), WHOLE)
     drawn, expected = every_length(gpu_emulation, SMALL)
     got = paged_attention(*drawn.arguments, contract=short(gpu_emulation))
     assert_same_bits(got, expected)

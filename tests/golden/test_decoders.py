@@ -64,7 +64,7 @@ def test_a_model_without_a_cache_takes_no_chunks(folder, run):
     rows = ("--max-num-batched-tokens", "4")
     status, _, err = run("check", "tiny/sm_90", "--with", "interpreter", *rows)
     assert status == 2
-    assert "max_num_batched_tokens: expected none of these for the model of" in err
+    assert "--max-num-batched-tokens: expected none for the model of" in err
 
 
 def test_another_model_type_is_refused_by_name(folder, run):

@@ -105,9 +105,10 @@ def test_small_work_stays_in_one_process_and_memory_limits_the_rest(tmp_path):
 def test_a_failing_process_is_named_with_its_prompt(tmp_path):
     """The longest prompt is beyond what the model allows; the others would be generated."""
     inputs = load(tmp_path, max_position_embeddings=128)
+    before = set(children(os.getpid()))  # what other tests of this session keep running
     with pytest.raises(WorkerError, match=r"process \d \(prompts p5.*\): prompt p5: .*128"):
         oracle.generate(inputs.job, inputs.facts, silent, crew=Crew(2))
-    assert children(os.getpid()) == []
+    assert set(children(os.getpid())) <= before
 
 
 @contextmanager
